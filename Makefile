@@ -19,6 +19,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := app model training
+MOTO := .venv-moto
 
 # As on a CPU with AVX2 and without bf16, and with torch's own kernels for any CPU.
 PORTABLE_CPU := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
@@ -70,9 +71,13 @@ test-fast: setup
 test-portable: setup
 	@$(PORTABLE_CPU) $(PYTEST) $(WITH_KERNELS:%=tests/%) $(ARGS)
 
-test-store: setup
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test-store]' 1>&2
-	@STUDIO_TEST_S3=moto $(PYTEST) $(WITH_STORE:%=tests/%) $(ARGS)
+# moto's packages and ours exclude each other: it gets an environment of its own.
+$(MOTO)/bin/moto_server: | setup
+	@$(BIN)/python -m venv $(MOTO)
+	@$(MOTO)/bin/pip install --quiet --disable-pip-version-check 'moto>=5.2,<6' 'flask>=3.1' 'flask-cors>=6' 1>&2
+
+test-store: setup $(MOTO)/bin/moto_server
+	@STUDIO_TEST_S3=$(CURDIR)/$(MOTO)/bin/moto_server $(PYTEST) $(WITH_STORE:%=tests/%) $(ARGS)
 
 test-ray: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]' 1>&2
@@ -106,4 +111,4 @@ attack: setup
 	@exec $(BIN)/python -m tests.attack $(ARGS)
 
 clean:
-	@rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage
+	@rm -rf $(VENV) $(MOTO) *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage

@@ -221,7 +221,31 @@ class ImageStore:
                     self._mirror.drop(connection, self.path(image_id), folder=False)
                     self.path(image_id).unlink(missing_ok=True)
                     swept += 1
+        return swept + self._sweep_files(before)
+
+    def _sweep_files(self, before: str) -> int:
+        """Delete files that are older and whose row another server on the database has deleted."""
+        i = tables.images
+        old = [path for path in self._folder.glob("??/*.png") if _written_at(path) < before]
+        with self._db.read() as connection:
+            known = set(connection.execute(sa.select(i.c.id)).scalars()) if old else set()
+        swept = 0
+        for path in old:
+            if path.stem not in known:
+                with self._lock, self._db.write() as connection:  # again: storing the image waits for both
+                    row = connection.execute(sa.select(i.c.id).where(i.c.id == path.stem)).first()
+                    if row is None and path.stem not in self._arriving:
+                        path.unlink(missing_ok=True)
+                        swept += 1
         return swept
+
+
+def _written_at(path: Path) -> str:
+    """When a file was written, now if it is gone."""
+    try:
+        return stamp(datetime.fromtimestamp(path.stat().st_mtime, UTC))
+    except FileNotFoundError:
+        return stamp(datetime.now(UTC))
 
 
 def _id_of(png: bytes) -> str:

@@ -14,7 +14,6 @@ import shutil
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -31,7 +30,18 @@ from app.storage.database import Database, get_fact, now, set_fact
 from app.storage.home import Home, HomeError, move_durably, write_durably
 from app.storage.outbox import Task, Waiting
 from app.store.bucket import Bucket, NoObject, StoreDown, StoreError
-from app.store.trees import Damaged, delete_tree, download, download_tree, tree_entries, upload_tree
+from app.store.layout import of_checkpoint, of_job, of_job_alone
+from app.store.trees import (
+    Changed,
+    Damaged,
+    delete_tree,
+    download,
+    download_tree,
+    everything,
+    tree_entries,
+    upload_tree,
+)
+from app.store.turns import GIVE_UP_S, Turns
 
 log = logging.getLogger("omni_r1.store")
 
@@ -39,9 +49,6 @@ FILES_AT_ONCE, TREES_AT_ONCE = 4, 1
 BATCH = 32
 IDLE_S, SOON_S, BUSY_S = 1.0, 0.1, 2.0  # looks every IDLE_S, and every SOON_S for BUSY_S after a change
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
-GIVE_UP_S = 5.0  # no fetch is tried that soon after one that the store did not answer
-FETCHES, TURN_S = 8, 10.0
-CHECKPOINTS = "checkpoints"  # a job's checkpoints are folders of their own: they outlive it
 
 
 class Mirror:
@@ -108,8 +115,7 @@ class StoreMirror(Mirror):
         self._home = home
         self._bucket: Bucket
         self._changed_at = -BUSY_S
-        self._turns = threading.BoundedSemaphore(FETCHES)
-        self._silent_until = 0.0
+        self._turns = Turns()
         self._folders: dict[Path, threading.Lock] = {}
         self._guard = threading.Lock()
         self._uploaded = self._deleted = 0
@@ -134,34 +140,10 @@ class StoreMirror(Mirror):
             raise StoreUnusable(f"OMNI_R1_STORE: {error}") from None
         with db.write() as connection:
             if not known:
-                count = self._fill(connection)
+                count = outbox.fill(connection, home)
                 log.info("%d files and folders of this home will be uploaded to %s", count, self.url)
                 set_fact(connection, _fact(home), self.url)
             self.waiting = outbox.waiting(connection, home.server_id)
-
-    def _fill(self, connection: Connection) -> int:
-        """Enter everything that the home has."""
-        mine = self._home.server_id
-        connection.execute(sa.delete(tables.outbox).where(tables.outbox.c.server_id == mine))
-        paths = list(self._held(connection))
-        outbox.put_all(connection, mine, paths)
-        return len(paths)
-
-    def _held(self, connection: Connection) -> Iterator[str]:
-        home = self._home
-        for name in connection.execute(sa.select(tables.images.c.id)).scalars():
-            path = home.images / name[:2] / f"{name}.png"
-            if path.is_file():
-                yield self._key(path)
-        traces = set(connection.execute(sa.select(tables.traces.c.id)).scalars())
-        yield from (self._key(path) for path in home.partials.glob("*/*.png") if path.parent.name in traces)
-        for folder in connection.execute(sa.select(tables.checkpoints.c.folder)).scalars():
-            if not Path(folder).is_absolute() and (home.path / folder).is_dir():
-                yield f"{folder}/"
-        jobs = sa.select(tables.jobs.c.id).where(
-            tables.jobs.c.server_id == home.server_id, tables.jobs.c.status.in_(tuple(JOB_TERMINAL))
-        )
-        yield from (f"jobs/{id_}/" for id_ in connection.execute(jobs).scalars() if (home.jobs / id_).is_dir())
 
     # ---- what to do
 
@@ -214,7 +196,7 @@ class StoreMirror(Mirror):
                 entry = next((one for one in tree_entries(self._bucket, key) if one.name == name), None)
                 if entry is not None:
                     with self._temporary() as file:
-                        deque(download(self._bucket, f"{key}/{name}", file, entry), maxlen=0)
+                        download(self._bucket, f"{key}/{name}", file, entry)
                         move_durably(file, path)
         except NoObject:
             return False
@@ -233,22 +215,18 @@ class StoreMirror(Mirror):
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
-        """Limit how many threads wait for the store; once it is silent, none does for a while."""
-        if time.monotonic() < self._silent_until or not self._turns.acquire(timeout=TURN_S):
-            raise _unavailable("the object store, which has the file, does not answer", GIVE_UP_S)
+        """A turn at the store, whose failures become problems."""
         try:
-            yield
+            with self._turns.one():
+                yield
         except NoObject:
             raise
         except Damaged as error:
             log.error("%s", error)
             raise _unavailable("the object store's copy of the file is damaged", 60) from None
         except StoreError as error:
-            self._silent_until = time.monotonic() + GIVE_UP_S
             log.warning("%s", error)
             raise _unavailable("the object store, which has the file, does not answer", GIVE_UP_S) from None
-        finally:
-            self._turns.release()
 
     def has_folder(self, path: Path) -> bool:
         """As in the base class; contacts nothing."""
@@ -348,31 +326,45 @@ class StoreMirror(Mirror):
             self._do(task)
         except FileNotFoundError:
             log.warning("%s was deleted before it was uploaded to %s", task.path, self.url)
+        except Changed as error:
+            if self._runs_again(task.path):
+                return True  # its next end enters it again
+            return self._note_failure(task, error)
         except (StoreError, OSError) as error:
-            self.failed += 1
-            if self._error is None or self._error["detail"] != str(error):
-                log.warning("%s waits: %s", task.path, error)
-            self._error = {"detail": str(error), "at": now()}
-            return False
+            return self._note_failure(task, error)
         if task.drop:
             self._deleted += 1
         else:
             self._uploaded += 1
         return True
 
+    def _runs_again(self, path: str) -> bool:
+        j = tables.jobs
+        ended = j.c.status.in_(tuple(JOB_TERMINAL))
+        with self._db.read() as connection:
+            query = sa.select(j.c.id).where(j.c.id == path.strip("/").rpartition("/")[2], ~ended)
+            return connection.execute(query).first() is not None
+
+    def _note_failure(self, task: Task, error: Exception) -> bool:
+        self.failed += 1
+        if self._error is None or self._error["detail"] != str(error):
+            log.warning("%s waits: %s", task.path, error)
+        self._error = {"detail": str(error), "at": now()}
+        return False
+
     def _do(self, task: Task) -> None:
         key, is_folder = task.path.rstrip("/"), task.path.endswith("/")
         path = self._home.path / key
-        without = CHECKPOINTS if path.parent == self._home.jobs else None
+        is_job = path.parent == self._home.jobs
         if not is_folder:
             if task.drop:
                 self._bucket.delete([key])
             else:
                 self._bucket.upload(path, key)
         elif task.drop:
-            delete_tree(self._bucket, key, without=without)
+            delete_tree(self._bucket, key, of_job_alone if is_job else everything)
         else:
-            upload_tree(self._bucket, path, key, without=without)
+            upload_tree(self._bucket, path, key, of_job if is_job else of_checkpoint)
 
 
 def _fact(home: Home) -> str:

@@ -6,15 +6,18 @@ upload or a deletion. Paths are relative to the home; a folder's ends with `/`. 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from app.contract.words import JOB_TERMINAL
 from app.storage import database, tables
 from app.storage.database import now
+from app.storage.home import Home
 
 B = tables.outbox
 
@@ -96,3 +99,26 @@ def waiting(connection: Connection, server_id: str) -> Waiting:
 def is_waiting(connection: Connection, path: str) -> bool:
     """Whether a server has still to upload this file or folder."""
     return connection.execute(sa.select(B.c.id).where(B.c.path == path, ~B.c.drop).limit(1)).first() is not None
+
+
+def fill(connection: Connection, home: Home) -> int:
+    """Have everything uploaded that the home has, and nothing else; returns how much that is."""
+    connection.execute(sa.delete(B).where(B.c.server_id == home.server_id))
+    paths = list(_held(connection, home))
+    put_all(connection, home.server_id, paths)
+    return len(paths)
+
+
+def _held(connection: Connection, home: Home) -> Iterator[str]:
+    for name in connection.execute(sa.select(tables.images.c.id)).scalars():
+        if (home.images / name[:2] / f"{name}.png").is_file():
+            yield f"images/{name[:2]}/{name}.png"
+    traces = set(connection.execute(sa.select(tables.traces.c.id)).scalars())
+    previews = home.partials.glob("*/*.png")
+    yield from (path.relative_to(home.path).as_posix() for path in previews if path.parent.name in traces)
+    for folder in connection.execute(sa.select(tables.checkpoints.c.folder)).scalars():
+        if not Path(folder).is_absolute() and (home.path / folder).is_dir():
+            yield f"{folder}/"
+    j = tables.jobs
+    ended = sa.select(j.c.id).where(j.c.server_id == home.server_id, j.c.status.in_(tuple(JOB_TERMINAL)))
+    yield from (f"jobs/{id_}/" for id_ in connection.execute(ended).scalars() if (home.jobs / id_).is_dir())

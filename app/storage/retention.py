@@ -153,8 +153,8 @@ class Retention:
         return files - going + (self._db.size().used if self._in_home else 0)
 
     def _has_image(self, image_id: str) -> bool:
-        """Whether the file is in this home: servers on one database have only their own."""
-        return self._in_home or (self._home.images / image_id[:2] / f"{image_id}.png").is_file()
+        """Whether the file is in this home: others may be on another server or in the object store."""
+        return (self._home.images / image_id[:2] / f"{image_id}.png").is_file()
 
     def _weights(self, before: str, known: set[str] | None = None) -> Iterator[_Weight]:
         """The traces that may go and ended before that moment, oldest first, without the `known` ones."""

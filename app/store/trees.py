@@ -33,30 +33,50 @@ class Entry:
     sha256: str
 
 
-Progress = Callable[[int, int], None]  # bytes done and all
+class Changed(OSError):
+    """A file changed or went while its folder was uploaded."""
 
 
-def upload_tree(bucket: Bucket, folder: Path, key: str, *, without: str | None = None) -> int:
-    """Upload the files of a folder, except those of its folder `without`; returns the bytes sent.
+Belongs = Callable[[str], bool]  # whether a file belongs to a folder, by its path in it
 
-    Files that the bucket has in the same form are not sent again. Raises StoreError; FileNotFoundError if the folder
-    is missing, and OSError if a file changed meanwhile.
+
+def everything(_name: str) -> bool:
+    """Every file of the folder."""
+    return True
+
+
+def upload_tree(bucket: Bucket, folder: Path, key: str, belongs: Belongs = everything) -> int:
+    """Upload the files of a folder; returns the bytes sent.
+
+    Files that the bucket has in the same form are not sent again, and those that the folder no longer has are deleted
+    there. Raises StoreError, FileNotFoundError if the folder is missing, Changed.
     """
     before = {entry.name: entry for entry in _known(bucket, key)}
-    stamps = {path: _stamp(path) for path in _files(folder, without)}
-    entries, sent = [_entry(folder, path) for path in stamps], 0
+    try:
+        stamps = {path: _stamp(path) for path in _files(folder, belongs)}
+        entries, sent = [_entry(folder, path) for path in stamps], 0
+    except FileNotFoundError as error:
+        if folder.is_dir():
+            raise Changed(str(error)) from None
+        raise
     changed = [entry for entry in entries if before.get(entry.name) != entry]
     if before and (changed or len(before) != len(entries)):
         bucket.delete([f"{key}/{WHOLE}"])
     for entry in changed:
         path = folder / entry.name
-        bucket.upload(path, f"{key}/{entry.name}")
-        if _stamp(path) != stamps[path]:
-            raise OSError(f"{path} changed while it was uploaded")
+        try:
+            bucket.upload(path, f"{key}/{entry.name}")
+            if _stamp(path) != stamps[path]:
+                raise Changed(f"{path} changed while it was uploaded")
+        except FileNotFoundError:
+            raise Changed(f"{path} went while its folder was uploaded") from None
         sent += entry.size
     if changed or len(before) != len(entries):
         described = {entry.name: {"size": entry.size, "sha256": entry.sha256} for entry in entries}
         bucket.write(f"{key}/{WHOLE}", json.dumps({"files": described}).encode())
+    gone = before.keys() - {entry.name for entry in entries}
+    if gone:
+        bucket.delete([f"{key}/{name}" for name in sorted(gone)])
     return sent
 
 
@@ -69,19 +89,16 @@ def tree_entries(bucket: Bucket, key: str) -> list[Entry]:
         raise Damaged(f"{key}/{WHOLE} in {bucket.url} is damaged: {error}") from None
 
 
-def download_tree(bucket: Bucket, key: str, folder: Path, progress: Progress = lambda _done, _all: None) -> None:
+def download_tree(bucket: Bucket, key: str, folder: Path) -> None:
     """Download a whole folder into `folder`, a new one; raises StoreError, and OSError of the disk."""
     entries = tree_entries(bucket, key)
-    done, total = 0, sum(entry.size for entry in entries)
     folder.mkdir(parents=True)
     for entry in entries:
-        for size in download(bucket, f"{key}/{entry.name}", folder / entry.name, entry):
-            done += size
-            progress(done, total)
+        download(bucket, f"{key}/{entry.name}", folder / entry.name, entry)
 
 
-def download(bucket: Bucket, key: str, path: Path, entry: Entry) -> Iterator[int]:
-    """Download a file and check it; yields the size of each piece. Raises StoreError, OSError."""
+def download(bucket: Bucket, key: str, path: Path, entry: Entry) -> None:
+    """Download a file and check it; raises StoreError, OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     digest, size = hashlib.sha256(), 0
     with path.open("xb") as file:
@@ -89,7 +106,6 @@ def download(bucket: Bucket, key: str, path: Path, entry: Entry) -> Iterator[int
             for piece in bucket.pieces(key, entry.size):
                 digest.update(piece)
                 size += file.write(piece)
-                yield len(piece)
         except NoObject:
             raise Damaged(f"{key} is missing in {bucket.url}") from None
         file.flush()
@@ -98,12 +114,11 @@ def download(bucket: Bucket, key: str, path: Path, entry: Entry) -> Iterator[int
         raise Damaged(f"{key} in {bucket.url} is not the file that was uploaded")
 
 
-def delete_tree(bucket: Bucket, key: str, *, without: str | None = None) -> None:
-    """Delete everything below a folder, its `.whole.json` first, except its folder `without`; raises StoreError."""
+def delete_tree(bucket: Bucket, key: str, belongs: Belongs = everything) -> None:
+    """Delete what belongs to a folder, its `.whole.json` first; raises StoreError."""
     bucket.delete([f"{key}/{WHOLE}"])
-    kept = None if without is None else f"{key}/{without}/"
     for found in bucket.keys(key):
-        going = [one for one in found if kept is None or not one.startswith(kept)]
+        going = [one for one in found if belongs(one.removeprefix(f"{key}/"))]
         if going:
             bucket.delete(going)
 
@@ -115,16 +130,15 @@ def _known(bucket: Bucket, key: str) -> list[Entry]:
         return []
 
 
-def _files(folder: Path, without: str | None) -> Iterator[Path]:
+def _files(folder: Path, belongs: Belongs) -> Iterator[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is missing")
     for at, folders, files in os.walk(folder):
-        if Path(at) == folder:
-            folders[:] = [name for name in folders if name != without]
         folders.sort()
         for name in sorted(files):
             path = Path(at) / name
-            if name not in _LEFT_OUT and not name.endswith(".tmp") and path.is_file() and not path.is_symlink():
+            left_out = name in _LEFT_OUT or name.endswith(".tmp") or path.is_symlink() or not path.is_file()
+            if not left_out and belongs(path.relative_to(folder).as_posix()):
                 yield path
 
 

@@ -237,11 +237,12 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """With STUDIO_TEST_S3=moto every server has an object store."""
-    if os.environ.get("STUDIO_TEST_S3") != "moto":
+    """With STUDIO_TEST_S3=PATH/moto_server every server has an object store."""
+    program = os.environ.get("STUDIO_TEST_S3")
+    if program is None:
         yield
         return
-    found = Moto(tmp_path_factory.mktemp("moto") / "log")
+    found = Moto(program, tmp_path_factory.mktemp("moto") / "log")
     os.environ.update(found.environment)
     Server.bucket = f"s3://{BUCKET}"
     yield

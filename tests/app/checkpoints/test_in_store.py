@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from app.storage import mirror as mirror_module
+from app.store import turns
 from app.store.trees import WHOLE
 from tests.app.conftest import Server, is_problem, running
 from tests.app.job_helpers import events, post, worker
@@ -26,7 +27,7 @@ FOLDER = "jobs/job_1/checkpoints/mine"
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirror_module, "IDLE_S", 0.05)
     monkeypatch.setattr(mirror_module, "LONGEST_PAUSE_S", 0.05)
-    monkeypatch.setattr(mirror_module, "GIVE_UP_S", 0.2)
+    monkeypatch.setattr(turns, "GIVE_UP_S", 0.2)
 
 
 @pytest.fixture
@@ -74,7 +75,8 @@ async def test_using_a_checkpoint_fetches_it(servers: tuple[Server, Server], use
         assert (await two.finished((await two.create(checkpoint="mine"))["id"]))["status"] == "completed"
     else:
         await events(two, (await post(two, base_checkpoint="mine"))["id"])
-    assert files(two.home / FOLDER) == files(one.home / FOLDER)
+    served = {name: data for name, data in files(one.home / FOLDER).items() if name != "train/state.pt"}
+    assert files(two.home / FOLDER) == served  # the training state is the job's
     after = await listed(two)
     assert "in_store" not in after
     assert after["size_bytes"] > 0
@@ -90,7 +92,7 @@ async def test_checkpoint_that_is_not_whole_is_not_used(servers: tuple[Server, S
         document = is_problem(answer, 503, "storage_unavailable")
         assert answer.headers["retry-after"]
         assert not (two.home / FOLDER).exists()
-        await asyncio.sleep(mirror_module.GIVE_UP_S)  # until it asks the store again
+        await asyncio.sleep(turns.GIVE_UP_S)  # until it asks the store again
         return str(document["detail"])
 
     del s3.objects[f"lab/{FOLDER}/{WHOLE}"]
@@ -129,10 +131,10 @@ async def test_deletion_reaches_the_store(servers: tuple[Server, Server], s3: S3
     await until_sent(one, two)
     assert not [key for key in s3.objects if FOLDER in key]
     # The name is free again, and what is uploaded under it is the new one.
-    (one.home / FOLDER / "train" / "state.pt").write_bytes(b"another state")
+    (one.home / FOLDER / "notes.txt").write_bytes(b"another one")
     register(one)
     await until_sent(one)
-    assert s3.objects[f"lab/{FOLDER}/train/state.pt"] == b"another state"
+    assert s3.objects[f"lab/{FOLDER}/notes.txt"] == b"another one"
 
 
 async def test_ended_job_is_in_the_store(servers: tuple[Server, Server], s3: S3) -> None:
@@ -146,7 +148,7 @@ async def test_ended_job_is_in_the_store(servers: tuple[Server, Server], s3: S3)
     assert {"events.jsonl", "job.json", "log.txt", "result.json", "samples/a-1.png", "runs/pesft/state.pt"} <= set(
         entries
     )
-    assert not [name for name in entries if name.startswith("checkpoints/")]
+    assert not [name for name in entries if name.startswith("checkpoints/")]  # this worker leaves no state in them
     made = [name for name in s3.objects if name.startswith(f"{key}/checkpoints/") and name.endswith(WHOLE)]
     assert len(made) == 1  # the checkpoint is a folder of its own
     for path in (url, f"/v1/jobs/{job['id']}/files/log.txt"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from app.common.settings import SettingsError, read_settings
 from app.storage import mirror as mirror_module
 from app.storage import outbox, tables
 from app.storage.mirror import StoreMirror, StoreUnusable
+from app.store import turns
 from tests.app.conftest import Server, both_databases, is_problem, running
 from tests.app.store.s3 import S3
 from tests.fakes import FakeGeneration, Wait, png, step_items, two_steps
@@ -27,7 +29,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that is back is noticed at once."""
     monkeypatch.setattr(mirror_module, "IDLE_S", 0.05)
     monkeypatch.setattr(mirror_module, "LONGEST_PAUSE_S", 0.05)
-    monkeypatch.setattr(mirror_module, "GIVE_UP_S", 0.2)
+    monkeypatch.setattr(turns, "GIVE_UP_S", 0.2)
 
 
 async def until_sent(*servers: Server) -> None:
@@ -118,11 +120,19 @@ async def test_servers_on_one_database_see_each_others_images(
         again = await two.client.post("/v1/traces", json={"question": "?", "images": trace["images"][:1]})
         assert again.status_code in (201, 422), again.text
         # One server's sweep deletes the image for all; nobody uploads it again.
-        image_id = await one.image(png((9, 9, 9)))
+        image_id, kept = await one.image(png((9, 9, 9))), trace["images"][0]["image_id"]
+        os.utime(one.home / f"images/{kept[:2]}/{kept}.png", (0, 0))
         await until_sent(one, two)
         two.services.images.sweep(at=datetime.now(UTC) + timedelta(days=2))
         await until_sent(one, two)
         assert not [key for key in s3.objects if image_id in key]
+        file = one.home / f"images/{image_id[:2]}/{image_id}.png"
+        assert file.is_file()  # the other server cannot delete it,
+        assert one.services.images.sweep() == 0  # and it may be on its way to a row
+        os.utime(file, (0, 0))
+        assert one.services.images.sweep() == 1
+        assert not file.exists()
+        assert (await one.client.get(f"/v1/images/{kept}")).status_code == 200
         is_problem(await two.client.get(f"/v1/images/{image_id}"), 404, "image_not_found")
 
 
@@ -216,7 +226,7 @@ async def test_slow_store_slows_no_trace(tmp_path: Path, package: Path, database
         s3.gate.clear()
         waiting = [asyncio.create_task(two.client.get(f"/v1/images/{image_id}")) for image_id in image_ids]
         async with asyncio.timeout(PATIENCE_S):
-            while sum(method == "GET" for method, _ in s3.requests) < mirror_module.FETCHES:
+            while sum(method == "GET" for method, _ in s3.requests) < turns.AT_ONCE:
                 await asyncio.sleep(0.01)
         trace = await two.finished((await two.create())["id"])  # while every turn at the store is taken
         assert trace["status"] == "completed"

@@ -6,7 +6,6 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 import threading
 import urllib.request
 from pathlib import Path
@@ -27,9 +26,9 @@ class Moto:
 
     url = f"s3://{BUCKET}/lab"
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, program: str, log: Path) -> None:
         self._moto, self.port = free_port(), free_port()
-        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self._moto)]
+        command = [program, "-H", "127.0.0.1", "-p", str(self._moto)]
         with log.open("w") as output:
             self._process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         wait_until(self._make_bucket, "moto's server")
@@ -76,8 +75,8 @@ class Moto:
             self._listener.close()
             self._listener = None
         while self._open:
-            with contextlib.suppress(OSError):
-                self._open.pop().shutdown(socket.SHUT_RDWR)
+            with self._open.pop() as one, contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
 
     def end(self) -> None:
         self.down()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from app.store import bucket as bucket_module
 from app.store.bucket import PART_BYTES, Bucket, NoObject, StoreDown, StoreError, StoreRefused
-from app.store.trees import WHOLE, Damaged, delete_tree, download_tree, tree_entries, upload_tree
+from app.store.trees import WHOLE, Changed, Damaged, delete_tree, download_tree, tree_entries, upload_tree
 from tests.app.store.s3 import S3
 
 
@@ -59,13 +60,17 @@ def test_files_come_back_and_go(bucket: Bucket, tmp_path: Path) -> None:
         bucket.upload(tmp_path / "missing", "x")
 
 
+def alone(name: str) -> bool:
+    return not name.startswith("checkpoints/")
+
+
 def test_folder_is_the_same_elsewhere(bucket: Bucket, folder: Path, tmp_path: Path) -> None:
-    upload_tree(bucket, folder, "jobs/one", without="checkpoints")
+    upload_tree(bucket, folder, "jobs/one", alone)
     upload_tree(bucket, folder / "checkpoints" / "other", "jobs/one/checkpoints/other")
     download_tree(bucket, "jobs/one", tmp_path / "copy")
     left_out = {"worker.lock", "link", "checkpoints/other/model.safetensors"}
     assert files(tmp_path / "copy") == {name: data for name, data in files(folder).items() if name not in left_out}
-    delete_tree(bucket, "jobs/one", without="checkpoints")
+    delete_tree(bucket, "jobs/one", alone)
     with pytest.raises(NoObject):
         download_tree(bucket, "jobs/one", tmp_path / "none")
     assert {entry.name for entry in tree_entries(bucket, "jobs/one/checkpoints/other")} == {"model.safetensors"}
@@ -82,6 +87,29 @@ def test_only_what_changed_is_sent_again(s3: S3, folder: Path) -> None:
     s3.requests.clear()
     assert upload_tree(bucket, folder, "jobs/one") == 0
     assert [method for method, _ in s3.requests] == ["GET"]
+    (folder / "train" / "state.pt").unlink()
+    assert upload_tree(bucket, folder, "jobs/one") == 0
+    assert "lab/jobs/one/train/state.pt" not in s3.objects
+    assert "train/state.pt" not in {entry.name for entry in tree_entries(bucket, "jobs/one")}
+
+
+@pytest.mark.parametrize("change", ["goes", "grows", "folder goes"])
+def test_folder_that_changes_is_not_whole(s3: S3, folder: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    bucket, plain = Bucket(s3.url), Bucket.upload
+
+    def upload(self: Bucket, file: Path, key: str) -> None:
+        if change == "folder goes":
+            shutil.rmtree(folder)
+        elif change == "goes":
+            file.unlink()
+        plain(self, file, key)
+        file.write_bytes(b"more than there was")
+
+    monkeypatch.setattr(Bucket, "upload", upload)
+    with pytest.raises(Changed):
+        upload_tree(bucket, folder, "jobs/one")
+    with pytest.raises(NoObject):
+        tree_entries(bucket, "jobs/one")
 
 
 @pytest.mark.parametrize("after", [1, 3, 5])
