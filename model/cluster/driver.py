@@ -92,7 +92,8 @@ def _init(num_replicas: int) -> str:
     """Connect to the cluster of `RAY_ADDRESS`, or to a new one; returns its address.
 
     Raises:
-        OSError: nothing listens there. Ray would try for five minutes.
+        OSError: nothing listens there. Ray would try for minutes.
+        ValueError: it is an address for Ray's client.
         Exception: Ray's own.
     """
     import ray
@@ -100,6 +101,8 @@ def _init(num_replicas: int) -> str:
     quiet: Any = {"log_to_driver": False, "configure_logging": False}
     address = os.environ.get("RAY_ADDRESS")
     if address:
+        if "://" in address:
+            raise ValueError("it has to be host:port, since Ray's client is not used")
         host, _, port = address.rpartition(":")
         if port.isdecimal():
             socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
