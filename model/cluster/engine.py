@@ -123,10 +123,10 @@ class RayLink:
         """Start an actor once the driver is connected; its items, in batches, and at last a line on its end."""
         await self._connected.wait()
         queue = self._replicas[replica] = asyncio.Queue()
-        self._child.send(Create(replica))
+        self.send(Create(replica))  # if the driver is just dying, the line on its end follows
         return queue
 
-    def send(self, order: Post | Kill) -> None:
+    def send(self, order: Create | Post | Kill) -> None:
         """Send to an actor; without a driver there is none."""
         if self._child.is_open:
             self._child.send(order)
@@ -141,10 +141,10 @@ class RayLink:
                 self.trouble = f"the Ray driver ended with exit code {code}; a new one is connecting"
             elif not self.trouble:
                 self.trouble = f"the Ray driver ended with exit code {code}"
-            log.error("%s", self.trouble)
             if not first.done():
                 first.set_exception(EngineError("not_ready", self.trouble))
                 return
+            log.error("%s", self.trouble)
             for queue in self._replicas.values():
                 queue.put_nowait(self.trouble)
             self._replicas.clear()

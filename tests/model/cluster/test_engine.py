@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 
 import pytest
 
 from app.common.settings import SettingsError, read_settings
 from app.engine import engine_of
-from model.cluster.engine import RayEngine
+from model.cluster.engine import RayEngine, RayLink
+from model.cluster.frames import Connect
 from model.engine.client import EngineProcess
 from model.engine.messages import EngineError
+from tests.patience import PATIENCE_S
 
 
 async def test_missing_ray_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,6 +24,25 @@ async def test_missing_ray_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         await engine.start()
     assert "omni-r1-studio[ray]" in refused.value.detail
     await engine.close()
+
+
+async def test_replica_that_starts_while_the_driver_dies_notices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver's socket is closed, but its end has not been handled yet."""
+    link = RayLink(Connect(1, None, "cpu", {}))
+    link._connected.set()
+    items = await link.create(0)
+
+    async def ends(_begin: object, _take: object) -> int:
+        return 1
+
+    monkeypatch.setattr(link._child, "read", ends)
+    monkeypatch.setattr(link, "spawn", lambda: None)
+    connected: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    connected.set_result(None)
+    link._supervisor = asyncio.create_task(link._supervise(connected))
+    async with asyncio.timeout(PATIENCE_S):
+        assert "driver ended with exit code 1" in str(await items.get())
+    await link.close()
 
 
 @pytest.mark.parametrize("name", ["OMNI_R1_REPLICAS", "OMNI_R1_GPUS_PER_REPLICA", "OMNI_R1_RETRY"])
