@@ -19,7 +19,7 @@ import psutil
 
 from app.client import Conflict
 from tests.attack.audit import Audit
-from tests.attack.kill import SPEC, kill_children
+from tests.attack.kill import LIVE, SPEC, kill_children, live_traces
 from tests.attack.report import Report, Site, stop, tracebacks
 from tests.attack.users import Seen, Users, patiently
 from tests.benchmarks.serving import percentile
@@ -34,7 +34,6 @@ AWAY_S = 2.0  # longest time that a killed server or database stays away
 HANG_S = 4.0
 SUSPENDED_S = 15.0
 DEAD_AFTER_S = 5
-LIVE = ("queued", "running")
 
 
 def attack(folder: Path, report: Report, rng: random.Random, scale: float) -> None:
@@ -139,7 +138,7 @@ class Chaos:
     def _quiet(self) -> bool:
         """Whether no trace is at work, and every running job has its worker."""
         with self._site.servers[0].client() as client:
-            if any(client.traces(status=status, limit=1)["data"] for status in LIVE):
+            if live_traces(client):
                 return False
             jobs = {job["id"] for job in client.jobs(status="running", limit=100)["data"]}
         return jobs <= self._working()

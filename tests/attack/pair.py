@@ -16,7 +16,7 @@ from pathlib import Path
 from app.client import Client
 from app.contract.words import TERMINAL_EVENTS
 from tests.attack.audit import Audit
-from tests.attack.chaos import LIVE
+from tests.attack.kill import live_traces
 from tests.attack.report import Report, Site, stop
 from tests.attack.users import patiently
 from tests.benchmarks.serving import create, frames, percentile, probing
@@ -85,7 +85,7 @@ def measure(site: Site, url: str, report: Report, rng: random.Random, rounds: in
             before, began = transactions(site.cluster, url), time.monotonic()
             readings = asyncio.run(read_all(site, clients, rng, restarts=restarted))
             spent += [] if restarted else [(transactions(site.cluster, url) - before) / (time.monotonic() - began)]
-            settle(clients[0])
+            wait_until(lambda: not patiently(lambda: live_traces(clients[0])), "the end of every trace", PATIENCE_S)  # noqa: B023
             ends.update(clients[0].trace(trace_id)["status"] for trace_id in {log_id for log_id, _ in readings.logs})
         found = audit.faults() + [f"a reader of {log_id} saw another log" for log_id in audit.differ(readings.logs)]
         for fault in found:
@@ -109,15 +109,6 @@ def measure(site: Site, url: str, report: Report, rng: random.Random, rounds: in
     report.row("pair_livez_p50", percentile(livez, 0.5), "ms")
     report.row("pair_livez_p99", percentile(livez, 0.99), "ms", limit=LIVEZ_P99_MS)
     report.row("pair_faults", faults, "count", limit=0)
-
-
-def settle(client: Client) -> None:
-    """Wait until no trace is at work on either server."""
-
-    def at_work() -> bool:
-        return any(patiently(lambda: client.traces(status=status, limit=1))["data"] for status in LIVE)  # noqa: B023
-
-    wait_until(lambda: not at_work(), "the end of every trace", PATIENCE_S)
 
 
 def transactions(cluster: Cluster, url: str) -> int:

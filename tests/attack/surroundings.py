@@ -18,7 +18,7 @@ from pathlib import Path
 
 from app.client import ServerFailed
 from tests.attack.audit import Audit
-from tests.attack.chaos import LIVE
+from tests.attack.kill import live_traces
 from tests.attack.report import Report, Site, stop, tracebacks
 from tests.attack.users import Seen, Users
 from tests.e2e.real_server import SERVE, Server, new_server, wait_until
@@ -92,7 +92,7 @@ def suffer(
 
 def at_work(server: Server) -> bool:
     with server.client() as client:
-        return any(client.traces(status=status, limit=1)["data"] for status in LIVE)
+        return bool(live_traces(client))
 
 
 class FullDisk:
