@@ -82,6 +82,8 @@ class Serve(Protocol):
     def __call__(self, **settings: Any) -> AbstractAsyncContextManager[Server]: ...
 
 
+without_store = pytest.mark.skipif("STUDIO_TEST_S3" in os.environ, reason="with an object store the file comes back")
+
 # Runs a test on SQLite and on PostgreSQL, for behaviour that depends on the database.
 both_databases = pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
 

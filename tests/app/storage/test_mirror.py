@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from app.common.settings import SettingsError, read_settings
+from app.common.settings import Settings, SettingsError, read_settings
+from app.main import serve
 from app.storage import mirror as mirror_module
 from app.storage import outbox, tables
 from app.storage.mirror import StoreMirror, StoreUnusable
@@ -241,7 +243,7 @@ async def test_slow_store_slows_no_trace(tmp_path: Path, package: Path, database
 
 async def test_home_is_uploaded_when_it_first_has_a_store(tmp_path: Path, package: Path, s3: S3) -> None:
     home = tmp_path / "home"
-    async with running(home, package, FakeGeneration()) as server:
+    async with running(home, package, FakeGeneration(), store=None) as server:
         await server.finished((await server.create(partial_images=1))["id"])
         assert (await server.client.get("/v1/storage")).json()["store"] is None
     for again in (False, True, False):
@@ -249,7 +251,7 @@ async def test_home_is_uploaded_when_it_first_has_a_store(tmp_path: Path, packag
             await until_sent(server)
             assert stored(s3) == files(home)
         if again:  # files made without the store are not forgotten
-            async with running(home, package, FakeGeneration()) as server:
+            async with running(home, package, FakeGeneration(), store=None) as server:
                 await server.image(png((5, 5, 5)))
 
 
@@ -274,6 +276,27 @@ async def test_start_is_refused_with_one_line(server: Server, s3: S3, tmp_path: 
     await refusal(f"file://{tmp_path}/file")
     s3.down()
     assert "does not answer" in await refusal(s3.url)
+
+
+def test_server_that_cannot_use_its_store_exits_with_2(
+    tmp_path: Path, s3: S3, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("app.main.logs.configure", lambda *_: None)
+    cases = (
+        ("s3://other/lab", "there is no such bucket"),
+        (s3.url, "does not answer"),
+        (s3.url, "omni-r1-studio[store]"),
+    )
+    for number, (store, reason) in enumerate(cases):
+        if number == 1:
+            s3.down()
+        if number == 2:
+            monkeypatch.setitem(sys.modules, "obstore", None)
+        settings = Settings(home=tmp_path / "home", port=0, store=store)
+        assert serve(settings, generation=FakeGeneration(), build_ui=None) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert "OMNI_R1_STORE" in line
+        assert reason in line
 
 
 async def test_home_that_knows_its_store_starts_without_it(tmp_path: Path, package: Path, s3: S3) -> None:

@@ -10,7 +10,7 @@ import pytest
 from app.client import Conflict, NotFound
 from app.client.types import Sampling
 from model.checkpoint.shards import SHIPPED
-from tests.app.conftest import is_problem
+from tests.app.conftest import is_problem, without_store
 from tests.app.traces.real import MODEL, Studio, assert_whole, image_ids
 from tests.tiny import make_drawing_checkpoint, make_tiny_checkpoint
 
@@ -266,6 +266,7 @@ def test_checkpoint_that_cannot_draw_is_refused_if_images_are_kept(studio: Studi
         is_problem(studio.refused(mute["id"], after_step=1, edits=[image]), 422, "incompatible_checkpoint")
 
 
+@without_store
 def test_kept_image_without_its_file_is_a_clean_error(studio: Studio) -> None:
     parent = studio.asked(5, "diagrammatic")
     image_id = image_ids(parent)[0]

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.app.conftest import Serve, Server, both_databases, is_problem
+from tests.app.conftest import Serve, Server, both_databases, is_problem, without_store
 from tests.app.traces.test_curation import completed, patch
 from tests.fakes import FakeGeneration, answer_items, held, png, step_items
 from training.data.traces import read_traces
@@ -263,6 +263,7 @@ async def test_invalid_exports_name_the_field(server: Server) -> None:
     is_problem(missing, 404, "trace_not_found")
 
 
+@without_store
 async def test_missing_image_is_a_problem_not_half_a_file(server: Server) -> None:
     (trace_id,) = await completed(server)
     step = (await server.get(trace_id))["steps"][0]

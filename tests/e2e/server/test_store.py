@@ -1,6 +1,6 @@
 """A real server with an object store: refusals at the start, a store that is away, a killed server.
 
-`make test-store` runs this on moto's server, otherwise the store is the small one of `tests.app.store.s3`.
+`make test-store` runs this, on moto's server; the same without processes is in `tests/app/storage/test_mirror.py`.
 """
 
 from __future__ import annotations
@@ -15,32 +15,24 @@ import pytest
 
 from app.client import Client
 from tests.app.store.moto import Moto
-from tests.app.store.s3 import S3
 from tests.e2e.real_server import ROOT, Server, new_server, wait_until
 from tests.fakes import png
 from tests.patience import PATIENCE_S
 
-Store = S3 | Moto
-MOTO = os.environ.get("STUDIO_TEST_S3")
+pytestmark = pytest.mark.skipif("STUDIO_TEST_S3" not in os.environ, reason="make test-store runs these")
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    if MOTO is not None:
-        for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"):
-            monkeypatch.setenv(name, "")
-        moto = Moto(MOTO, tmp_path / "moto.log")
-        yield moto
-        moto.end()
-    else:
-        s3 = S3()
-        yield s3
-        s3.gate.set()
-        s3.down()
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Moto]:
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"):
+        monkeypatch.setenv(name, "")  # restored afterwards
+    moto = Moto(os.environ["STUDIO_TEST_S3"], tmp_path / "moto.log")
+    yield moto
+    moto.end()
 
 
 @pytest.fixture
-def server(tmp_path: Path, store: Store) -> Iterator[Server]:
+def server(tmp_path: Path, store: Moto) -> Iterator[Server]:
     """A server that is not started yet."""
     found = new_server(tmp_path)
     found.environment |= {"OMNI_R1_STORE": store.url, "OMNI_R1_PAGES": "0", **store.environment}
@@ -87,7 +79,7 @@ def refusal(server: Server, **environment: str) -> str:
     return last
 
 
-def test_unusable_stores_are_refused_at_the_start(server: Server, store: Store, tmp_path: Path) -> None:
+def test_unusable_stores_are_refused_at_the_start(server: Server, store: Moto, tmp_path: Path) -> None:
     assert "OMNI_R1_STORE: not a store" in refusal(server, OMNI_R1_STORE="s3://")
     assert "no such bucket" in refusal(server, OMNI_R1_STORE="s3://another")
     (tmp_path / "obstore.py").write_text("raise ImportError")
@@ -96,8 +88,7 @@ def test_unusable_stores_are_refused_at_the_start(server: Server, store: Store, 
     assert "does not answer" in refusal(server)
 
 
-@pytest.mark.skipif(MOTO is None, reason="takes a minute; make test-store runs it")
-def test_store_that_is_away_costs_no_trace(server: Server, store: Store) -> None:
+def test_store_that_is_away_costs_no_trace(server: Server, store: Moto) -> None:
     with server.start().client() as client:
         assert ask(client) == "completed"
         wait_until(nothing_waits(client), "uploads")
@@ -125,7 +116,7 @@ def test_store_that_is_away_costs_no_trace(server: Server, store: Store) -> None
     assert server.stop() == 0
 
 
-def test_server_killed_while_it_uploads_loses_nothing(server: Server, store: Store) -> None:
+def test_server_killed_while_it_uploads_loses_nothing(server: Server, store: Moto) -> None:
     with server.start().client() as client:
         for number in range(3):
             assert ask(client, number) == "completed"
