@@ -187,11 +187,12 @@ class Replicas:
                     await engine.unload(name)
 
     async def _take_care(self) -> None:
-        """Give replicas that come back what they missed."""
+        """Give replicas that come back what they missed, and free what a cancelled load has left."""
         while True:
             changed = self._changed
             for engine in self._engines:
-                if engine.status().phase == "ready" and engine not in self._whole:
+                has_more = not self._loading.locked() and engine.status().loaded.keys() - self._wanted.keys()
+                if engine.status().phase == "ready" and (engine not in self._whole or has_more):
                     self._whole.add(engine)
                     async with self._loading:
                         await self._complete(engine)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from model.cluster.replicas import SLACK
@@ -107,6 +109,23 @@ async def test_failed_load_changes_nothing_anywhere(two: tuple[FakeReplica, Fake
         assert [engine.folders for engine in two] == [{"m": "/m"}] * 2
         assert [engine.versions for engine in two] == [{"m": 1}] * 2
         assert replicas.status().loaded == {"m": 1}
+
+
+async def test_cancelled_load_is_freed_when_it_ends(two: tuple[FakeReplica, FakeReplica]) -> None:
+    async with replicas_of(*two) as replicas:
+        two[1].held = held = []
+        loading = asyncio.create_task(replicas.load("n", "/n", 1))
+        await until(lambda: held)
+        loading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await loading
+        assert two[0].folders == {"m": "/m"}
+        two[1].held = None
+        two[1]._reply(*held[0])  # the worker cannot be interrupted
+        two[1].be_ready()
+        await until(lambda: two[1].folders == {"m": "/m"})
+        await replicas.load("n", "/n", 1)
+        assert replicas.status().loaded == {"m": 1, "n": 1}
 
 
 async def test_replica_that_dies_loading_gets_what_it_missed_before_requests(
