@@ -310,8 +310,10 @@ class TraceService:
                     await self._generation.abort(live.id)
                 if live.runner is not None:
                     await asyncio.wait([live.runner])
+        except TimeoutError:
+            log.warning("trace %s: the engine did not confirm the cancellation in %.0f s", live.id, ENGINE_STOP_S)
         except Exception:
-            log.exception("trace %s: the engine did not confirm the cancellation", live.id)
+            log.exception("trace %s: the engine failed to cancel it", live.id)
         await self._runner.cancel_now(live)  # no-op if the engine's answer ended it
 
     async def _cancel_paused(self, trace_id: str, group_id: str | None, reason: str) -> None:
