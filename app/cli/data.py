@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, get_args
 
-from app.cli.terminal import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, CommandError, filled, one_line, whole, write
+from app.cli.terminal import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, CommandError, data_place, one_line, whole, write
 from app.contract.words import DataMethod
 
 SHOWN_CHARS = 100
@@ -21,7 +21,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "file",
         metavar="FILE",
-        type=filled,
+        type=data_place,
         help="jsonl, parquet, zip, a folder of such files, or hf://datasets/OWNER/NAME",
     )
     parser.add_argument("--method", choices=get_args(DataMethod), help="the method that the data is for (all)")

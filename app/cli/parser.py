@@ -9,7 +9,7 @@ from typing import NoReturn, get_args
 from app.cli.data import add_options as add_data_options
 from app.cli.export import add_options as add_export_options
 from app.cli.operate import add_commands as add_operating_commands
-from app.cli.terminal import EXIT_BAD_INPUT, complain, filled, number, whole
+from app.cli.terminal import EXIT_BAD_INPUT, complain, data_place, filled, number, whole
 from app.contract.words import (
     MAX_CANDIDATES,
     MAX_DRAWN_IMAGES,
@@ -282,7 +282,7 @@ def _add_method(methods: _Commands[_Parser], name: str, what: str) -> None:
         help="override one value, e.g. hyperparameters.steps=40",
     )
     parser.add_argument(
-        "--data", metavar="FILE", help="jsonl, parquet or zip file to upload and use, or hf://datasets/OWNER/NAME"
+        "--data", metavar="FILE", type=data_place, help="jsonl, parquet or zip to upload, or hf://datasets/OWNER/NAME"
     )
     parser.add_argument("--seed", type=whole())
     parser.add_argument("--output-name", metavar="NAME", help="name prefix of its checkpoints")

@@ -155,6 +155,13 @@ def filled(text: str) -> str:
     return text
 
 
+def data_place(text: str) -> str:
+    """A file, a folder or an address on the hub."""
+    if re.match(r"(?!hf:)\w+://", text):
+        raise ArgumentTypeError(f"expected a file, a folder or hf://datasets/OWNER/NAME, got {text!r}")
+    return filled(text)
+
+
 def _outside(value: float, least: float | None, most: float | None) -> bool:
     return (least is not None and value < least) or (most is not None and value > most)
 

@@ -302,7 +302,7 @@ def read_settings(**overrides: object) -> Settings:
         first = error.errors(include_url=False)[0]
         name = PREFIX + str(first["loc"][0]).upper() + ": " if first["loc"] else ""
         raise SettingsError(
-            name + (_unreadable(first) or first["msg"].removeprefix("Value error, ")) + _bounds(first)
+            name + (_unreadable(first) or _bounds(first) or first["msg"].removeprefix("Value error, "))
         ) from None
 
 
@@ -321,4 +321,4 @@ def _bounds(error: ErrorDetails) -> str:
         return ""
     bounds = Settings.model_fields[str(error["loc"][0])].metadata
     least, most = (next((getattr(b, k) for b in bounds if hasattr(b, k)), None) for k in ("ge", "le"))
-    return "" if least is None or most is None else f"; it may be {least} to {most}"
+    return "" if least is None or most is None else f"{error['input']} is outside {least} to {most}"

@@ -85,8 +85,10 @@ def _limits(client: Client) -> Section:
 
 
 def _size(count: int) -> str:
-    """Of what may be small: a tenth of a megabyte shows below 10 MB."""
-    return _megabytes(count) if count >= 10**7 else f"{count / 10**6:.1f} MB"
+    """Of what may be small: in kilobytes below a tenth of a megabyte."""
+    if count >= 10**7:
+        return _megabytes(count)
+    return f"{count / 10**6:.1f} MB" if count >= 10**5 else f"{count / 1000:,.0f} kB"
 
 
 def _storage(client: Client) -> Section:

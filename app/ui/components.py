@@ -22,9 +22,10 @@ import gradio as gr
 from app.common.build import build_version, static_path
 from app.common.prefix import ROOT
 
-# Runs in the browser. Retries a failed import a few times, then offers to reload the page.
+# Runs in the browser. Retries a failed import a few times, then offers to reload the page. The address is absolute:
+# Chromium keeps functions by their text, and a relative import in one would go to the server that a tab showed before.
 _LOAD = """
-const load = (waits) => import('%s').catch((error) => {
+const load = (waits) => import(new URL('%s', document.baseURI).href).catch((error) => {
   if (!waits.length) throw error;
   return new Promise((resolve) => setTimeout(resolve, waits[0])).then(() => load(waits.slice(1)));
 });

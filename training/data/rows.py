@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 MAX_LINE_BYTES = 256_000_000
+OPTIONAL = frozenset({"image", "images", "choices", "options", "slice", "id"})  # fields that a row may lack
 _BATCH = 4  # rows of a table in memory at once: images are large
 
 Sample = TypeVar("Sample")
@@ -129,12 +130,25 @@ def read_rows(
             if isinstance(data, SampleError):
                 yield Rejection(f"{file.name}:{number}", data.code, data.detail)
             else:
-                yield Row(file, number, _renamed(data, columns) if columns else data, image_size, decode)
+                try:
+                    named = _renamed(data, columns) if columns else data
+                except SampleError as error:
+                    yield Rejection(f"{file.name}:{number}", error.code, error.detail)
+                else:
+                    yield Row(file, number, named, image_size, decode)
 
 
 def _renamed(data: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """The row with our names of its fields; a field that it lacks stays absent."""
+    """The row with our names of its fields; an optional one that it lacks stays absent.
+
+    Raises:
+        SampleError: ``missing_column``.
+    """
     found = {name: _field(data, column) for name, column in columns.items()}
+    for name, value in found.items():
+        if value is None and name not in OPTIONAL:
+            has = ", ".join(map(str, list(data)[:20])) or "nothing"
+            raise SampleError("missing_column", f"no column {columns[name]!r} for {name!r}; the row has {has}")
     kept = {name: value for name, value in data.items() if name not in columns}
     return kept | {name: value for name, value in found.items() if value is not None}
 

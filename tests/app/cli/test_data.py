@@ -60,9 +60,12 @@ def test_columns_and_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main([*command, "--column", "question"]) == 2
 
 
-def test_malformed_hub_address_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "check", "hf://lab/shapes"]) == 2
-    assert "hf://datasets/OWNER/NAME" in capsys.readouterr().err
+@pytest.mark.parametrize("address", ["hf://lab/shapes", "https://huggingface.co/datasets/lab/shapes", "s3://lab/x"])
+@pytest.mark.parametrize("command", [["data", "check"], ["train", "perpo", "--data"]])
+def test_other_addresses_are_bad_input(command: list[str], address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if (command[0], address[:2]) != ("train", "hf"):  # that one is for the server to judge
+        assert main([*command, address]) == 2
+        assert "hf://datasets/OWNER/NAME" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "a.txt", "broken.zip", "empty"])

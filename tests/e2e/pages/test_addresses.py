@@ -36,6 +36,13 @@ def test_page_has_a_title_of_its_own(studio: Open, studio_url: str, path: str) -
     assert page.title() == title
 
 
+def test_tab_may_go_from_one_studio_to_another(studio: Open, slow_url: str, studio_url: str) -> None:
+    page = studio(slow_url).page()
+    page.goto(studio_url)
+    page.wait_for_selector("html[data-studio=ready]", state="attached")
+    page.wait_for_selector(".or-theme svg")
+
+
 def test_back_and_forward_go_through_the_traces(studio: Open, studio_url: str) -> None:
     page = studio(studio_url).page()
     first, question = ask(page, 0)

@@ -144,7 +144,10 @@ def test_columns_have_our_names(hub: HubServer) -> None:
         ("What is b?", "b", 1),
     ]
     lacking = list(read_questions(JsonlData(path=ADDRESS, columns={**columns, "question": "meta.text"})))
-    assert [one.code for one in lacking if isinstance(one, Rejection)] == ["empty_question"] * 2
+    assert [one.code for one in lacking if isinstance(one, Rejection)] == ["missing_column"] * 2
+    assert "no column 'meta.text' for 'question'; the row has meta, picture, label" in str(lacking[0])
+    bare = list(read_questions(JsonlData(path=ADDRESS, columns={**columns, "image": "photo"})))
+    assert [len(one.images) for one in bare if isinstance(one, Question)] == [0, 0]
     report = check_data(ADDRESS, columns=columns, most=1)
     assert (report.rows, report.usable["perpo"], report.complete) == (1, 1, False)
 
