@@ -131,6 +131,7 @@ class EngineClient(abc.ABC):
     async def unload(self, name: str) -> None:
         """Free a checkpoint once its requests have ended."""
         await self._ask(Unload(name))
+        self._loaded({known: version for known, version in self._status.loaded.items() if known != name})
 
     async def rename(self, name: str, to: str) -> None:
         """Serve a loaded checkpoint under another name; one that had it is freed once its requests have ended.
