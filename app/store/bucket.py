@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import uuid
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -23,6 +25,10 @@ REQUEST_S = 120.0  # for one part: 8 MiB at 70 kB/s
 RETRIES, RETRY_S = 2, 10.0
 PART_BYTES = 8 << 20
 AT_ONCE = 3  # parts of one file
+CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+_ENDPOINT = re.compile(r"https?://([\w.-]+|\[[\da-f:.]+\])(:\d+)?(/[\w./~-]*)?", re.ASCII | re.IGNORECASE)
+ROLES = ("AWS_METADATA_ENDPOINT", "http://169.254.169.254")  # obstore asks there only without other credentials
 
 
 class StoreError(RuntimeError):
@@ -44,8 +50,11 @@ class NoObject(StoreError):
 class Bucket:
     """The objects below one URL; keys are relative to it."""
 
-    def __init__(self, url: str) -> None:
-        """Contacts nothing; raises StoreError without the package or for settings that it rejects."""
+    def __init__(self, url: str, *, retries: int | None = None) -> None:
+        """Contacts nothing; raises StoreRefused without the package or for settings that it rejects.
+
+        A failed request is tried `retries` times more, by default RETRIES.
+        """
         self.url = url
         try:
             import obstore
@@ -53,9 +62,12 @@ class Bucket:
         except ImportError:
             raise StoreRefused("OMNI_R1_STORE needs obstore: pip install 'omni-r1-studio[store]'") from None
         self._obstore = obstore
-        options: dict[str, Any] = {"mkdir": True} if url.startswith("file:") else _s3_options()
-        with self._plain():
+        tries = RETRIES if retries is None else retries
+        options: dict[str, Any] = {"mkdir": True} if url.startswith("file:") else _s3_options(tries)
+        try:
             self._store: ObjectStore = from_url(self.url, **options)
+        except (obstore.exceptions.BaseError, OSError, ValueError) as error:
+            raise StoreRefused(f"{self.url} cannot be used: {_line(error)}") from None
 
     def probe(self) -> None:
         """Write, read and delete an object; raises StoreError."""
@@ -119,23 +131,47 @@ class Bucket:
         except (errors.PermissionDeniedError, errors.UnauthenticatedError) as error:
             raise StoreRefused(f"{self.url} refuses these credentials: {_line(error)}") from None
         except (errors.BaseError, OSError) as error:
+            if os.environ.get(*ROLES) in str(error):
+                wanted = f"set {' and '.join(CREDENTIALS)}, or give this machine a role"
+                raise StoreDown(f"{self.url}: there are no credentials: {wanted}") from None
             raise StoreDown(f"{self.url} does not answer: {_line(error)}") from None
+        except BaseException as error:
+            if type(error).__module__ != "pyo3_runtime":  # a panic in Rust, which is no Exception
+                raise
+            raise StoreRefused(f"{self.url} cannot be used: {_line(error)}; check the AWS_ variables") from None
 
 
-def _s3_options() -> dict[str, Any]:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+def _s3_options(retries: int) -> dict[str, Any]:
+    """Refuses what obstore panics at or misunderstands."""
+    for name, value in os.environ.items():
+        if name.startswith("AWS_") and not value.isprintable():
+            raise StoreRefused(f"{name} has a line break or another character that cannot be sent")
+    given = [os.environ.get(name) for name in CREDENTIALS]
+    if any(value is not None for value in given) and not all(given):
+        raise StoreRefused(f"{' and '.join(CREDENTIALS)} belong together: set both, or neither where there is a role")
+    endpoints = {name: os.environ[name] for name in ENDPOINTS if name in os.environ}
+    for name, value in endpoints.items():
+        if not _is_endpoint(value):
+            raise StoreRefused(f"{name} must be like https://host:port; unset it for Amazon's S3")
     return {
         "client_options": {
-            "allow_http": endpoint.startswith("http://"),  # the operator wrote it so
+            "allow_http": any(value.lower().startswith("http://") for value in endpoints.values()),  # it is wanted
             "connect_timeout": timedelta(seconds=CONNECT_S),
             "read_timeout": timedelta(seconds=SILENT_S),
             "timeout": timedelta(seconds=REQUEST_S),
         },
-        "retry_config": {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=RETRY_S)},
+        "retry_config": {"max_retries": retries, "retry_timeout": timedelta(seconds=RETRY_S)},
     }
 
 
-def _line(error: Exception) -> str:
+def _is_endpoint(value: str) -> bool:
+    try:
+        return bool(_ENDPOINT.fullmatch(value)) and urlsplit(value).port != 0
+    except ValueError:  # a port above 65535, or an impossible IPv6 address
+        return False
+
+
+def _line(error: BaseException) -> str:
     """The error's first line, short; obstore's messages name request and status, but no credentials."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return first if len(first) <= 300 else f"{first[:299]}…"

@@ -203,6 +203,70 @@ def test_answers_tell_a_refusal_from_a_failure(s3: S3, status: int, code: str, e
     bucket.probe()
 
 
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "127.0.0.1:1",
+        "minio:9000",
+        "",
+        "http://",
+        "http://:80",
+        "http://a b",
+        "ftp://x",
+        "http://x:99999",
+        "http://[::1",
+    ],
+)
+def test_malformed_endpoints_are_refused(s3: S3, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(StoreRefused, match=rf"^{name} must be like https://host:port[^\n]*$"):
+        Bucket(s3.url)
+
+
+@pytest.mark.parametrize("value", ["http://minio:9000", "https://my_store", "HTTP://[::1]:9/a/b-c/", "https://1.2.3.4"])
+def test_endpoints_of_all_forms_are_taken(s3: S3, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", value)
+    Bucket(s3.url)
+
+
+@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION"])
+def test_values_that_cannot_be_sent_are_refused(s3: S3, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "secret\n")
+    with pytest.raises(StoreRefused, match=name) as caught:
+        Bucket(s3.url).probe()
+    assert "secret" not in str(caught.value)
+
+
+def test_panic_in_rust_is_a_refusal(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bucket_module, "_is_endpoint", lambda _value: True)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:1")
+    bucket = Bucket(s3.url)
+    with pytest.raises(StoreRefused, match="cannot be used"):
+        bucket.probe()
+
+
+def test_missing_credentials_are_named(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")  # this machine has no role
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "")
+    with pytest.raises(StoreRefused, match=f"{wanted} belong together"):
+        Bucket(s3.url)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    with pytest.raises(StoreRefused, match=f"{wanted} belong together"):
+        Bucket(s3.url)
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(StoreDown, match=f"there are no credentials: set {wanted}") as caught:
+        Bucket(s3.url).probe()
+    assert "http" not in str(caught.value)
+
+
+def test_malformed_options_are_refused(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "perhaps")
+    with pytest.raises(StoreRefused, match="perhaps"):
+        Bucket(s3.url)
+
+
 def test_silent_and_absent_stores_are_down(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bucket_module, "SILENT_S", 0.3)
     bucket = Bucket(s3.url)
