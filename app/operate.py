@@ -1,4 +1,4 @@
-"""What an operator does on the server's machine, next to a running server: backup, restore, keys."""
+"""What an operator does on the server's machine, next to a running server: backup, restore, keys, checks."""
 
 from __future__ import annotations
 
@@ -14,8 +14,20 @@ from app.storage.backup import restore as restore_home
 from app.storage.database import Database
 from app.storage.dialects import DatabaseUnusable
 from app.storage.keys import NAME, Caller, KeyStore, KeyTaken
+from app.storage.mirror import why_unusable
 
-__all__ = ["NAME", "BackupError", "Caller", "KeyTaken", "Report", "Unready", "backup", "key_store", "restore_home"]
+__all__ = [
+    "NAME",
+    "BackupError",
+    "Caller",
+    "KeyTaken",
+    "Report",
+    "Unready",
+    "backup",
+    "key_store",
+    "restore_home",
+    "store_problem",
+]
 
 
 def backup(settings: Settings, file: Path, *, files_only: bool = False) -> Report:
@@ -50,5 +62,20 @@ def key_store(settings: Settings) -> Iterator[KeyStore]:
         yield KeyStore(db)
     except sa.exc.OperationalError as error:
         raise Unready(str(error.orig or error).strip().splitlines()[0]) from None
+    finally:
+        db.close()
+
+
+def store_problem(settings: Settings) -> str | None:
+    """Why a server cannot use the settings' object store, in one line; None if it can. Takes seconds."""
+    assert settings.store is not None
+    url = sa.make_url(settings.sqlalchemy_url)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
+        return why_unusable(settings.store, None)
+    db = Database(settings.sqlalchemy_url)
+    try:
+        return why_unusable(settings.store, db)
+    except sa.exc.SQLAlchemyError:
+        return "not looked at: the database, which says whose it is, cannot be read"
     finally:
         db.close()

@@ -160,6 +160,7 @@ def examine(port: int | None = None) -> Iterator[Finding]:
         ("home", lambda: _home(settings.home)),
         ("disk", lambda: _disk(settings.home)),
         ("database", lambda: _database(settings)),
+        ("store", lambda: _store(settings)),
         ("key", lambda: _key(settings)),
         ("port", lambda: _port(settings.host, settings.port if port is None else port)),
     ]
@@ -259,6 +260,17 @@ def _database(settings: Settings) -> Finding:
     if problem is not None:
         return Finding("database", "bad", f"{place} is unavailable: {problem}")
     return Finding("database", "ok", f"{place} responds")
+
+
+def _store(settings: Settings) -> Finding:
+    if settings.store is None:
+        return Finding("store", "ok", "none (OMNI_R1_STORE)")
+    from app.operate import store_problem
+
+    problem = store_problem(settings)
+    if problem is not None:
+        return Finding("store", "bad", problem)
+    return Finding("store", "ok", f"{settings.store} takes and returns files")
 
 
 def _key(settings: Settings) -> Finding:

@@ -265,6 +265,17 @@ class Settings(BaseSettings):
                 raise ValueError("OMNI_R1_REWARDS_DIR must lie outside OMNI_R1_HOME, which holds what callers upload")
         return self
 
+    @model_validator(mode="after")
+    def _store_is_elsewhere(self) -> Settings:
+        if self.store is not None and self.store.startswith("file:"):
+            home, folder = self.home.resolve(), Path(self.store.removeprefix("file://")).resolve()
+            if home.is_relative_to(folder) or folder.is_relative_to(home):
+                raise ValueError(
+                    "OMNI_R1_STORE must lie outside OMNI_R1_HOME, and not around it: its copies would be the files "
+                    "themselves"
+                )
+        return self
+
     @property
     def serving(self) -> dict[str, Any]:
         """What the engine process takes of these settings."""

@@ -25,7 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from app.common.build import build_version
-from app.storage.database import MIGRATIONS, now
+from app.storage.database import DATABASE_ID, MIGRATIONS, STORE_OF, now
 
 FORMAT = 1
 FIRST, LAST, ROOT, DATABASE = "backup.json", "end.json", "home", "omni-r1.db"
@@ -73,6 +73,8 @@ def back_up(home: Path, database: Path | None, file: Path) -> Report:
         raise BackupError(f"{file} is in the home itself; choose another place")
     if file.exists():
         raise BackupError(f"{file} exists; choose another name")
+    if not file.parent.is_dir():
+        raise BackupError(f"{file.parent} is no folder: make it first, or choose another place for {file.name}")
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
     copied = _Copied()
     try:
@@ -94,7 +96,11 @@ def back_up(home: Path, database: Path | None, file: Path) -> Report:
 
 @contextlib.contextmanager
 def _create(part: Path, *, compressed: bool) -> Iterator[tarfile.TarFile]:
-    with part.open("xb") as raw:
+    try:
+        opened = part.open("xb")
+    except OSError as error:
+        raise BackupError(f"{part.parent} takes no new file: {error.strerror}; choose another place") from None
+    with opened as raw:
         part.chmod(0o600)  # it holds what callers asked
         mode = "w:gz" if compressed else "w"
         with tarfile.open(fileobj=raw, mode=mode, format=tarfile.PAX_FORMAT, **_level(compressed)) as tar:  # type: ignore[call-overload]
@@ -206,6 +212,8 @@ def _add_note(tar: tarfile.TarFile, name: str, note: dict[str, Any]) -> None:
 def restore(file: Path, home: Path) -> Report:
     """Make the folder `home`, which must not exist or be empty, of an archive; raises BackupError, OSError.
 
+    Its database has an id of its own: it owns no object store.
+
     Refused are archives of other programs and newer versions, incomplete and damaged ones, and any with a name outside
     the home, a link or a device.
     """
@@ -215,8 +223,9 @@ def restore(file: Path, home: Path) -> Report:
     part = Path(tempfile.mkdtemp(dir=home.parent, prefix=f".{home.name}-"))  # mode 0700
     try:
         try:
-            with tarfile.open(file, "r:*") as tar:
+            with _open(file) as tar:
                 report = _unpack(tar, part, str(file))
+            _become_another(part / DATABASE)
         except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError) as error:
             raise BackupError(f"{file} is no backup, or damaged: {str(error) or type(error).__name__}") from None
         if home.exists():
@@ -225,6 +234,27 @@ def restore(file: Path, home: Path) -> Report:
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return report
+
+
+def _open(file: Path) -> tarfile.TarFile:
+    try:
+        return tarfile.open(file, "r:*")
+    except tarfile.ReadError:  # its message has a line for each compression
+        what = "is empty" if file.stat().st_size == 0 else "is no backup, or damaged"
+        raise BackupError(f"{file} {what}") from None
+
+
+def _become_another(database: Path) -> None:
+    """Forget the id of the database and its object store: those files are the original's, which may still run."""
+    if not database.is_file():
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+            if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'facts'").fetchone():
+                forgotten = "DELETE FROM facts WHERE name = ? OR substr(name, 1, ?) = ?"
+                connection.execute(forgotten, (DATABASE_ID, len(STORE_OF), STORE_OF))
+    except sqlite3.Error as error:
+        raise BackupError(f"the database in the archive cannot be used: {error}") from None
 
 
 def _unpack(tar: tarfile.TarFile, part: Path, file: str) -> Report:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -27,6 +28,9 @@ T = TypeVar("T")
 # The latest migration; `migrate()` skips Alembic when the database is up to date.
 HEAD = "0013"
 MIGRATIONS = Path(__file__).parent / "migrations"
+
+# Facts about a database that a copy must not have: its id, and by server the store that has, or gets, all files.
+DATABASE_ID, STORE_OF = "database", "store:"
 
 clock = Clock()
 
@@ -177,3 +181,12 @@ def set_fact(connection: Connection, name: str, value: str) -> None:
     """Store `value` under `name`."""
     if connection.execute(sa.update(facts).where(facts.c.name == name).values(value=value)).rowcount == 0:
         connection.execute(sa.insert(facts).values(name=name, value=value))
+
+
+def database_id(connection: Connection) -> str:
+    """The id of this database, made at the first call; needs a write transaction."""
+    known = get_fact(connection, DATABASE_ID)
+    if known is None:
+        known = uuid.uuid4().hex
+        set_fact(connection, DATABASE_ID, known)
+    return known

@@ -26,21 +26,14 @@ from app.common.pools import Pool
 from app.contract.problems import Problem
 from app.contract.words import JOB_TERMINAL
 from app.storage import outbox, tables
-from app.storage.database import Database, get_fact, now, set_fact
+from app.storage.database import DATABASE_ID, STORE_OF, Database, database_id, get_fact, now, set_fact
 from app.storage.home import Home, HomeError, move_durably, write_durably
 from app.storage.outbox import Task, Waiting
 from app.store.bucket import Bucket, NoObject, StoreDown, StoreError
-from app.store.layout import of_checkpoint, of_job, of_job_alone
-from app.store.trees import (
-    Changed,
-    Damaged,
-    delete_tree,
-    download,
-    download_tree,
-    everything,
-    tree_entries,
-    upload_tree,
-)
+from app.store.layout import send
+from app.store.outage import Outage
+from app.store.owner import claim, refusal
+from app.store.trees import Changed, Damaged, download, download_tree, tree_entries
 from app.store.turns import GIVE_UP_S, Turns
 
 log = logging.getLogger("omni_r1.store")
@@ -91,7 +84,8 @@ class Mirror:
     def oldest_s(self) -> float:
         """Seconds that the oldest task has waited."""
         since = self.waiting.since
-        return 0.0 if since is None else max(0.0, (_moment(now()) - _moment(since)).total_seconds())
+        moment = datetime.fromisoformat
+        return 0.0 if since is None else max(0.0, (moment(now()) - moment(since)).total_seconds())
 
     @property
     def trouble(self) -> str | None:
@@ -114,28 +108,34 @@ class StoreMirror(Mirror):
         self._db = db
         self._home = home
         self._bucket: Bucket
+        self._database_id: str
+        self._is_ours = False  # the store, as of the last look
+        self._outage = Outage(url)
         self._changed_at = -BUSY_S
-        self._turns = Turns()
+        self._turns = Turns(self._outage)
         self._folders: dict[Path, threading.Lock] = {}
         self._guard = threading.Lock()
         self._uploaded = self._deleted = 0
         self._error: dict[str, str] | None = None  # the last one since the server started
+        self._noted = set[str]()  # paths of files that cannot be read here
         self._stuck = False
 
     def begin(self, db: Database, home: Home) -> None:
-        """Check that the store can be written; have everything uploaded when this home uses it for the first time.
+        """Check that the store can be written and has no other database's files; upload all at this home's first use.
 
         A home that has used it before starts even if it does not answer now. Raises StoreUnusable.
         """
-        with db.read() as connection:
+        with db.write() as connection:
             known = get_fact(connection, _fact(home)) == self.url
+            self._database_id = database_id(connection)
         try:
             self._bucket = Bucket(self.url)
             self._bucket.probe()
+            self._is_ours = claim(self._bucket, self._database_id)
         except StoreDown as error:
             if not known:
                 raise StoreUnusable(f"OMNI_R1_STORE: {error}") from None
-            log.warning("%s; files wait until it does", error)
+            self._outage.fails(error)
         except (StoreError, ValueError) as error:
             raise StoreUnusable(f"OMNI_R1_STORE: {error}") from None
         with db.write() as connection:
@@ -224,8 +224,7 @@ class StoreMirror(Mirror):
         except Damaged as error:
             log.error("%s", error)
             raise _unavailable("the object store's copy of the file is damaged", 60) from None
-        except StoreError as error:
-            log.warning("%s", error)
+        except StoreError:
             raise _unavailable("the object store, which has the file, does not answer", GIVE_UP_S) from None
 
     def has_folder(self, path: Path) -> bool:
@@ -284,12 +283,12 @@ class StoreMirror(Mirror):
         )
 
     async def _work(self, pool: Pool, *, trees: bool) -> None:
-        pause = 0.0
+        lane, pause = "trees" if trees else "files", 0.0
         while True:
             done, found = 0, list[Task]()
             try:
                 found = await pool.run(self._look, trees)
-                done, failed = await self._round(pool, found)
+                done, failed = await self._round(pool, found, lane)
             except Exception:
                 log.exception("the outbox cannot be read")
                 failed = True
@@ -308,30 +307,48 @@ class StoreMirror(Mirror):
             self.waiting = outbox.waiting(connection, self._home.server_id)
             return outbox.tasks(connection, self._home.server_id, trees=trees, limit=BATCH)
 
-    async def _round(self, pool: Pool, tasks: list[Task]) -> tuple[int, bool]:
+    async def _round(self, pool: Pool, tasks: list[Task], lane: str) -> tuple[int, bool]:
         """Do the tasks; returns how many are done, and whether one failed."""
-        ended = await asyncio.gather(*(pool.run(self._try, task) for task in tasks))
+        if not tasks:
+            self._outage.rests(lane)
+            return 0, False
+        if not await pool.run(self._may, tasks, lane):
+            return 0, True
+        ended = await asyncio.gather(*(pool.run(self._try, task, lane) for task in tasks))
         ids = [task.id for task, ok in zip(tasks, ended, strict=True) if ok]
         if ids:
             await pool.run(self._note_done, ids)
+        if len(ids) == len(tasks):
+            self._outage.works(lane)
         return len(ids), len(ids) < len(tasks)
+
+    def _may(self, tasks: list[Task], lane: str) -> bool:
+        """Whether the store is this database's; asked again before anything in it is deleted or replaced."""
+        try:
+            if not self._is_ours or any(task.drop or task.path.endswith("/") for task in tasks):
+                self._is_ours = claim(self._bucket, self._database_id)
+        except StoreError as error:
+            self._is_ours = self._note_failure(error, lane)
+            return False
+        return True
 
     def _note_done(self, ids: list[int]) -> None:
         with self._db.write() as connection:
             outbox.done(connection, ids)
             self.waiting = outbox.waiting(connection, self._home.server_id)
 
-    def _try(self, task: Task) -> bool:
+    def _try(self, task: Task, lane: str) -> bool:
         try:
-            self._do(task)
+            send(self._bucket, self._home.path, task.path, drop=task.drop)
         except FileNotFoundError:
             log.warning("%s was deleted before it was uploaded to %s", task.path, self.url)
         except Changed as error:
             if self._runs_again(task.path):
                 return True  # its next end enters it again
-            return self._note_failure(task, error)
+            return self._note_failure(error, lane, task.path)
         except (StoreError, OSError) as error:
-            return self._note_failure(task, error)
+            return self._note_failure(error, lane, task.path)
+        self._noted.discard(task.path)
         if task.drop:
             self._deleted += 1
         else:
@@ -345,35 +362,28 @@ class StoreMirror(Mirror):
             query = sa.select(j.c.id).where(j.c.id == path.strip("/").rpartition("/")[2], ~ended)
             return connection.execute(query).first() is not None
 
-    def _note_failure(self, task: Task, error: Exception) -> bool:
+    def _note_failure(self, error: StoreError | OSError, lane: str, path: str = "") -> bool:
         self.failed += 1
-        if self._error is None or self._error["detail"] != str(error):
-            log.warning("%s waits: %s", task.path, error)
+        if isinstance(error, StoreError):
+            self._outage.fails(error, lane)
+        elif path not in self._noted:
+            self._noted.add(path)
+            log.warning("%s waits: %s", path, error)
         self._error = {"detail": str(error), "at": now()}
         return False
 
-    def _do(self, task: Task) -> None:
-        key, is_folder = task.path.rstrip("/"), task.path.endswith("/")
-        path = self._home.path / key
-        is_job = path.parent == self._home.jobs
-        if not is_folder:
-            if task.drop:
-                self._bucket.delete([key])
-            else:
-                self._bucket.upload(path, key)
-        elif task.drop:
-            delete_tree(self._bucket, key, of_job_alone if is_job else everything)
-        else:
-            upload_tree(self._bucket, path, key, of_job if is_job else of_checkpoint)
+
+def why_unusable(url: str, db: Database | None) -> str | None:
+    """Why a server on this database, or a new one, cannot use the store, in one line; claims nothing and tries once."""
+    if db is None:
+        return refusal(url, None)
+    with db.read() as connection:
+        return refusal(url, get_fact(connection, DATABASE_ID))
 
 
 def _fact(home: Home) -> str:
     """Name of the fact that holds the URL of the store that has, or will get, all of the home's files."""
-    return f"store:{home.server_id}"
-
-
-def _moment(stamp: str) -> datetime:
-    return datetime.fromisoformat(stamp)
+    return f"{STORE_OF}{home.server_id}"
 
 
 def _forget(db: Database, home: Home) -> None:

@@ -1,7 +1,11 @@
-"""Which files belong to the folders of a home, by their path in the folder."""
+"""Which files belong to the folders of a home, by their path in the folder; `send` brings them into a bucket."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from app.store.bucket import Bucket
+from app.store.trees import delete_tree, everything, upload_tree
 from training.jobs.disk import TRAIN
 
 
@@ -18,3 +22,21 @@ def of_job(name: str) -> bool:
 def of_checkpoint(name: str) -> bool:
     """What it takes to serve it; the worker deletes the training state of earlier ones."""
     return not name.startswith(f"{TRAIN}/")
+
+
+def send(bucket: Bucket, home: Path, path: str, *, drop: bool) -> None:
+    """Upload the file or folder (which ends with `/`) at `path` in the home, or delete it from the bucket; blocking.
+
+    Raises StoreError, FileNotFoundError if it is missing, Changed.
+    """
+    key, is_folder = path.rstrip("/"), path.endswith("/")
+    is_job = (home / key).parent == home / "jobs"
+    if not is_folder:
+        if drop:
+            bucket.delete([key])
+        else:
+            bucket.upload(home / key, key)
+    elif drop:
+        delete_tree(bucket, key, of_job_alone if is_job else everything)
+    else:
+        upload_tree(bucket, home / key, key, of_job if is_job else of_checkpoint)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 
 from app.store.bucket import NoObject, StoreDown, StoreError
+from app.store.outage import Outage
 from app.store.trees import Damaged
 
 AT_ONCE, TURN_S = 8, 10.0
@@ -17,7 +18,8 @@ GIVE_UP_S = 5.0  # nothing is tried that soon after something that the store did
 class Turns:
     """The turns at one store."""
 
-    def __init__(self) -> None:
+    def __init__(self, outage: Outage) -> None:
+        self._outage = outage
         self._free = threading.BoundedSemaphore(AT_ONCE)
         self._silent_until = 0.0
 
@@ -28,10 +30,13 @@ class Turns:
             raise StoreDown("the store does not answer")
         try:
             yield
+            self._outage.works()
         except (NoObject, Damaged):
+            self._outage.works()
             raise
-        except StoreError:
+        except StoreError as error:
             self._silent_until = time.monotonic() + GIVE_UP_S
+            self._outage.fails(error)
             raise
         finally:
             self._free.release()

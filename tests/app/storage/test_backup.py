@@ -173,7 +173,10 @@ def test_truncated_archive_is_refused(tmp_path: Path, share: float) -> None:
         assert not (tmp_path / "copy").exists()
 
 
-@pytest.mark.parametrize("case", ["newer", "full", "exists", "inside", "postgresql", "no home"])
+CASES = ["newer", "full", "exists", "inside", "postgresql", "no home", "no folder", "file as folder", "empty", "text"]
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_refusals_are_one_line_and_exit_with_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], case: str
 ) -> None:
@@ -183,6 +186,13 @@ def test_refusals_are_one_line_and_exit_with_2(
     argv = ["backup", str(home / "x.tar" if case == "inside" else file)]
     if case == "exists":
         file.write_text("mine")
+    elif case in ("no folder", "file as folder"):
+        if case == "file as folder":
+            (tmp_path / "nowhere").touch()
+        argv = ["backup", str(tmp_path / "nowhere" / "x.tar")]
+    elif case in ("empty", "text"):
+        file.write_text("" if case == "empty" else "no archive\n" * 99)
+        argv = ["restore", str(file), "--home", str(tmp_path / "copy")]
     elif case == "postgresql":
         monkeypatch.setenv("OMNI_R1_DATABASE_URL", "postgresql://u:secret@127.0.0.1/x")
     elif case in ("newer", "full"):
@@ -194,6 +204,11 @@ def test_refusals_are_one_line_and_exit_with_2(
     assert out == ""
     assert err.count("\n") == 1
     assert "secret" not in err
+    assert ".part" not in err
+    if case in ("no folder", "file as folder"):
+        assert str(tmp_path / "nowhere") in err
+    if case in ("empty", "text"):
+        assert err.strip().endswith(f"{file} {'is empty' if case == 'empty' else 'is no backup, or damaged'}")
     if case == "postgresql":
         assert "pg_dump" in err
         assert main([*argv, "--files-only"]) == 0

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from app.client import Client
+from app.store.owner import OWNER
 from tests.app.store.moto import Moto
 from tests.e2e.real_server import ROOT, Server, new_server, wait_until
 from tests.fakes import png
@@ -56,6 +57,10 @@ def files(home: Path) -> dict[str, bytes]:
         for path in (home / folder).rglob("*")
         if path.is_file()
     }
+
+
+def stored(store: Moto) -> dict[str, bytes]:
+    return {name: store.read(name) for name in store.names() - {OWNER}}
 
 
 def nothing_waits(client: Client) -> Callable[[], bool]:
@@ -112,7 +117,7 @@ def test_store_that_is_away_costs_no_trace(server: Server, store: Moto) -> None:
         assert client.readiness()["phase"] == "ready"
         store.up()
         wait_until(nothing_waits(client), "uploads")
-    assert {name: store.read(name) for name in store.names()} == files(server.home)
+    assert stored(store) == files(server.home)
     assert server.stop() == 0
 
 
@@ -123,7 +128,7 @@ def test_server_killed_while_it_uploads_loses_nothing(server: Server, store: Mot
     server.kill()  # right after its traces: some of the uploads are on their way
     with server.start().client() as client:
         wait_until(nothing_waits(client), "uploads")
-        assert {name: store.read(name) for name in store.names()} == files(server.home)
+        assert stored(store) == files(server.home)
         for name in list(files(server.home)):
             (server.home / name).unlink()  # as on a fresh disk
         for trace in client.traces()["data"]:
