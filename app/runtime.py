@@ -129,9 +129,7 @@ class Runtime:
 
     def _fail(self, error: Exception) -> None:
         """Stop a server that will never be ready."""
-        if isinstance(error, NoCheckpoint | EngineError):
-            log.error("%s", error)
-        else:
+        if not isinstance(error, NoCheckpoint | EngineError):  # theirs is the last line of the log
             log.error("the server cannot start", exc_info=error)
         self.failure = str(error)
         self.on_failure()

@@ -35,7 +35,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of the actor's log."""
+    """A line of the log of an actor, or of the driver."""
 
     text: str
 
@@ -52,7 +52,7 @@ class EngineActor:
         self._wake: Callable[[], object] = lambda: None
         self._early: dict[int, bytes] = {}
         self._next = 0
-        log_lines.configure_from_environment(_Relay(self._put))
+        log_lines.configure_from_environment(Relay(self._put))
         from model.worker.worker import Worker
 
         gc.freeze()  # as in the child process
@@ -93,14 +93,15 @@ class EngineActor:
             self._wake()
 
 
-class _Relay(logging.Handler):
+class Relay(logging.Handler):
     """Sends log lines to the server."""
 
-    def __init__(self, put: Callable[[Item], None]) -> None:
+    def __init__(self, put: Callable[[Line], None]) -> None:
         super().__init__()
         self._put = put
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Send one."""
         self._put(Line(self.format(record)))
 
 

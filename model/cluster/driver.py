@@ -8,18 +8,22 @@ driver. Otherwise the driver starts a cluster on this machine, which ends with i
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
-import socket
 import sys
 from typing import Any
 
-from model.cluster.actor import EngineActor
+from model import log_lines
+from model.cluster.actor import EngineActor, Line, Relay
 from model.cluster.frames import Batch, Connect, Connected, Create, Died, Kill, Post, Refused
+from model.cluster.words import reach, why_died, why_refused
 from model.engine.link import ParentLink
 
 # Ray's own settings, of a cluster of ours: no statistics to its makers, and actors as eager as the server.
 RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
-REACH_S = 10.0  # for the cluster's head to answer
+REACH_S = 10.0  # for something at the cluster's address to answer
+ONE_TRY = ("RAY_gcs_server_port_wait_time_s", "1")  # to speak to the head there; Ray's default is 20, of 30 s each
 OBJECT_STORE = 128 << 20  # bytes, of a cluster of our own: only images of questions pass through it
 
 
@@ -47,12 +51,12 @@ class Driver:
                 self._kill(replica)
 
     def _connect(self, order: Connect) -> None:
-        import ray
-
         try:
+            import ray
+
             address = _init(order.replicas)
         except Exception as error:  # Ray has no class of its own for what goes wrong here
-            self._parent.send(Refused(_line(error)))
+            self._parent.send(Refused(why_refused(error)))
             os._exit(0)
         gpus = order.gpus
         if gpus is None:
@@ -70,15 +74,15 @@ class Driver:
         """Pass on what an actor reports until it ends."""
         from ray.exceptions import RayError
 
-        how = "ended"
+        how = "the actor ended"
         try:
             async for item in stream:
                 self._parent.send(Batch(replica, await item))
         except RayError as error:
-            how = f"died: {_line(error)}"
+            how = why_died(str(error))
         if self._actors.get(replica) is actor:
             self._kill(replica)
-            self._parent.send(Died(replica, f"the actor {how}"))
+            self._parent.send(Died(replica, how))
 
     def _kill(self, replica: int) -> None:
         import ray
@@ -92,20 +96,17 @@ def _init(num_replicas: int) -> str:
     """Connect to the cluster of `RAY_ADDRESS`, or to a new one; returns its address.
 
     Raises:
-        OSError: nothing listens there. Ray would try for minutes.
-        ValueError: it is an address for Ray's client.
+        OSError, ValueError: as `reach`.
         Exception: Ray's own.
     """
     import ray
 
+    _log_as_we_do()
     quiet: Any = {"log_to_driver": False, "configure_logging": False}
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        if "://" in address:
-            raise ValueError("it has to be host:port, since Ray's client is not used")
-        host, _, port = address.rpartition(":")
-        if port.isdecimal():
-            socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
+        reach(address, REACH_S)
+        os.environ.setdefault(*ONE_TRY)
         context: Any = ray.init(address=address, **quiet)
     else:
         own: Any = {"num_cpus": num_replicas, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
@@ -113,15 +114,24 @@ def _init(num_replicas: int) -> str:
     return str(context.address_info["address"])
 
 
-def _line(error: Exception) -> str:
-    """The first line of an error's message."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _log_as_we_do() -> None:
+    """Give Ray's records to our log; its warnings, also of what is as it should be, at level debug only."""
+    theirs, is_wanted = logging.getLogger("ray"), logging.getLogger("omni_r1").isEnabledFor(logging.DEBUG)
+    theirs.handlers.clear()
+    theirs.propagate = True
+    theirs.setLevel(logging.INFO if is_wanted else logging.ERROR)
 
 
 async def main(fd: int) -> None:
     """Serve the parent over an inherited socket until it closes."""
     loop, over = asyncio.get_running_loop(), asyncio.Event()
     parent = ParentLink(fd)
+
+    def relay(line: Line) -> None:
+        with contextlib.suppress(OSError):  # the server has exited, and so do we
+            parent.send(line)
+
+    log_lines.configure_from_environment(Relay(relay))
     driver = Driver(parent)
     parent.receive(
         lambda message: loop.call_soon_threadsafe(driver.take, message),
@@ -133,7 +143,6 @@ async def main(fd: int) -> None:
 if __name__ == "__main__":
     for name, value in RAY.items():
         os.environ.setdefault(name, value)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Ray prints there what is no line of our log
     asyncio.run(main(int(sys.argv[1])))
     if "ray" in sys.modules:
         sys.modules["ray"].shutdown()

@@ -12,6 +12,7 @@ import logging
 import os
 import pickle
 import sys
+from dataclasses import replace
 from typing import Any
 
 from model.cluster.actor import Hello, Line
@@ -25,6 +26,7 @@ from model.engine.messages import EngineError, EngineStatus
 from model.speculation import WINDOW
 
 log = logging.getLogger("omni_r1.engine")
+printed = logging.getLogger("omni_r1.ray")  # what Ray's own code writes past any log
 
 CLOSE_S = 2.5  # grace period for the driver, which stops a cluster of its own
 LOGGED = ("OMNI_R1_LOG_FORMAT", "OMNI_R1_LOG_LEVEL")  # how actors log, too
@@ -70,6 +72,11 @@ class RayEngine(Replicas):
         await self.link.start()
         await super().start()
 
+    def status(self) -> EngineStatus:
+        """As of all replicas; without a cluster, why there is none."""
+        status = super().status()
+        return replace(status, detail=self.link.lack) if status.phase == "starting" and self.link.lack else status
+
     async def close(self) -> None:
         """End the actors, and a cluster of our own."""
         await super().close()
@@ -81,18 +88,27 @@ class RayLink:
 
     def __init__(self, order: Connect) -> None:
         self._order = order
-        self._child = ChildLink((sys.executable, "-m", "model.cluster.driver"), {})
+        command = (sys.executable, "-m", "model.cluster.driver")
+        self._child = ChildLink(command, {}, take_line=lambda line: printed.debug("%s", line))
         self._replicas: dict[int, asyncio.Queue[bytes | str]] = {}
         self._connected = asyncio.Event()
         self._first: asyncio.Future[None] | None = None
         self._supervisor: asyncio.Task[None] | None = None
-        self.trouble = ""  # why it is not connected
+        self._trouble = ""  # what ended the last connection, or attempt
         self.kill = self._child.kill
 
     @property
     def pid(self) -> int | None:
         """The driver's process id."""
         return self._child.pid
+
+    @property
+    def lack(self) -> str:
+        """Why there is no cluster; "" if it is connected."""
+        if self._connected.is_set():
+            return ""
+        address = os.environ.get("RAY_ADDRESS")
+        return self._trouble or (f"connecting to Ray at {address}" if address else "starting Ray")
 
     def spawn(self) -> None:
         """Start the driver, from any thread."""
@@ -138,15 +154,15 @@ class RayLink:
             was_connected = self._connected.is_set()
             self._connected.clear()
             if was_connected:
-                self.trouble = f"the Ray driver ended with exit code {code}; a new one is connecting"
-            elif not self.trouble:
-                self.trouble = f"the Ray driver ended with exit code {code}"
+                self._trouble = f"the Ray driver ended with exit code {code}; a new one is connecting"
+            elif not self._trouble:
+                self._trouble = f"the Ray driver ended with exit code {code}"
             if not first.done():
-                first.set_exception(EngineError("not_ready", self.trouble))
+                first.set_exception(EngineError("not_ready", self._trouble))
                 return
-            log.error("%s", self.trouble)
+            log.error("%s", self._trouble)
             for queue in self._replicas.values():
-                queue.put_nowait(self.trouble)
+                queue.put_nowait(self._trouble)
             self._replicas.clear()
             if not was_connected:
                 await asyncio.sleep(AGAIN_S)
@@ -155,20 +171,23 @@ class RayLink:
         match message:
             case Connected(address):
                 log.info("connected to Ray at %s", address)
-                self.trouble = ""
+                self._trouble = ""
                 self._connected.set()
                 if self._first is not None and not self._first.done():
                     self._first.set_result(None)
             case Refused(detail):
                 given = os.environ.get("RAY_ADDRESS")
                 what = f"Ray at {given} cannot be reached" if given else "Ray cannot be started"
-                self.trouble = f"{what}: {detail}"
+                self._trouble = f"{what}: {detail}"
             case Batch(replica, items):
                 if replica in self._replicas:
                     self._replicas[replica].put_nowait(items)
             case Died(replica, detail):
+                log.warning("replica %d: %s; a new one is starting", replica + 1, detail)
                 if replica in self._replicas:
                     self._replicas.pop(replica).put_nowait(detail)
+            case Line(text):
+                sys.stderr.write(f"{text}\n")
 
 
 class RayReplica(HostedEngine):

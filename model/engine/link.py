@@ -17,7 +17,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 HEADER = struct.Struct("!I")
 KILL_S = 5.0  # for a killed process to exit
@@ -26,9 +26,18 @@ KILL_S = 5.0  # for a killed process to exit
 class ChildLink:
     """The parent's side; a child that has ended can be spawned again."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        """The socket's number is appended to `command`; `environment` is added to ours."""
-        self._command, self._environment = list(command), dict(environment)
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        take_line: Callable[[str], object] | None = None,
+    ) -> None:
+        """The socket's number is appended to `command`; `environment` is added to ours.
+
+        `take_line` gets each line that the child prints, in a thread; without it, they go where ours go.
+        """
+        self._command, self._environment, self._take_line = list(command), dict(environment), take_line
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -45,13 +54,19 @@ class ChildLink:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        is_taken = self._take_line is not None
         with theirs:
             self._process = subprocess.Popen(
                 [*self._command, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE if is_taken else None,
+                stderr=subprocess.STDOUT if is_taken else None,
                 env=os.environ | {"PYTHONPATH": path} | self._environment,
             )
+        if self._take_line is not None and self._process.stdout is not None:
+            arguments = (self._process.stdout, self._take_line)
+            threading.Thread(target=_read_lines, args=arguments, name="lines", daemon=True).start()
         self._socket = ours
 
     async def read(self, begin: Callable[[], None], take: Callable[[Any], None]) -> int:
@@ -112,11 +127,13 @@ class ParentLink:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         self._socket = socket.socket(fileno=fd)
+        self._sending = threading.Lock()
 
     def send(self, message: object) -> None:
-        """Send a message; raises OSError if the parent has exited."""
+        """Send a message, from any thread; raises OSError if the parent has exited."""
         data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-        self._socket.sendall(HEADER.pack(len(data)) + data)
+        with self._sending:
+            self._socket.sendall(HEADER.pack(len(data)) + data)
 
     def receive(self, take: Callable[[Any], object], at_end: Callable[[], object]) -> None:
         """Call `take` for each message and then `at_end`, in a thread; the parent has closed the socket, or exited."""
@@ -132,6 +149,14 @@ class ParentLink:
             at_end()
 
         threading.Thread(target=read, name="reader", daemon=True).start()
+
+
+def _read_lines(printed: IO[bytes], take: Callable[[str], object]) -> None:
+    """Until all processes that inherited the pipe have ended."""
+    with printed:
+        for line in printed:
+            if text := line.decode(errors="replace").strip():
+                take(text)
 
 
 async def _ended(process: subprocess.Popen[bytes], patience: float) -> int:
