@@ -29,6 +29,7 @@ PACKAGES = ("torch", "transformers", "gradio", "fastapi", "sqlalchemy", "pillow"
 LEAST_MEMORY = 1_000_000_000
 LEAST_DISK = 500_000_000
 GUESSABLE = 16
+RAY_REACH_S = 2.0
 GIB = 1 << 30
 KINDS = {
     "checkpoint": "a checkpoint",
@@ -161,6 +162,7 @@ def examine(port: int | None = None) -> Iterator[Finding]:
         ("disk", lambda: _disk(settings.home)),
         ("database", lambda: _database(settings)),
         ("store", lambda: _store(settings)),
+        *([("ray", _ray)] if settings.engine == "ray" else []),
         ("key", lambda: _key(settings)),
         ("port", lambda: _port(settings.host, settings.port if port is None else port)),
     ]
@@ -271,6 +273,23 @@ def _store(settings: Settings) -> Finding:
     if problem is not None:
         return Finding("store", "bad", problem)
     return Finding("store", "ok", f"{settings.store} takes and returns files")
+
+
+def _ray() -> Finding:
+    from model.cluster.words import reach, why_refused
+
+    try:
+        found = f"Ray {version('ray')}"
+    except PackageNotFoundError:
+        return Finding("ray", "bad", "OMNI_R1_ENGINE=ray needs Ray: pip install 'omni-r1-studio[ray]'")
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        return Finding("ray", "ok", f"{found}, starts a cluster on this machine")
+    try:
+        reach(address, RAY_REACH_S)
+    except (OSError, ValueError) as error:
+        return Finding("ray", "bad", f"RAY_ADDRESS={address} cannot be reached: {why_refused(error)}")
+    return Finding("ray", "ok", f"{found}; {address} is listening")
 
 
 def _key(settings: Settings) -> Finding:

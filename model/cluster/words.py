@@ -34,7 +34,10 @@ def why_refused(error: BaseException) -> str:
                 "and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"
             )
         chain = chain.__cause__
-    return next(iter(_lines(str(error))), type(error).__name__)
+    message = (isinstance(error, OSError) and error.strerror) or str(error)
+    if message.startswith("Failed to connect to Ray cluster"):
+        return "what listens there does not answer as the head of a Ray cluster does"
+    return next(iter(_lines(message)), type(error).__name__)
 
 
 def why_died(message: str) -> str:

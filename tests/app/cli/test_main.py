@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 
+from app.cli import doctor
 from app.cli.main import main
 from app.cli.terminal import clean, table
 from tests.app.canned import Canned
@@ -92,6 +94,31 @@ def test_doctor_names_an_invalid_setting(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setenv("OMNI_R1_PORT", "http")
     assert main(["doctor"]) == 1
     assert "OMNI_R1_PORT" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("is_installed", "address", "state", "words"),
+    [
+        (False, "", "bad", "omni-r1-studio[ray]"),
+        (True, "", "ok", "starts a cluster"),
+        (True, "ray://127.0.0.1:9", "bad", "host:port"),
+        (True, "127.0.0.1:9", "bad", "refused"),
+    ],
+)
+def test_doctor_examines_ray(
+    monkeypatch: pytest.MonkeyPatch, is_installed: bool, address: str, state: str, words: str
+) -> None:
+    def found(name: str) -> str:
+        if name == "ray" and not is_installed:
+            raise PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(doctor, "version", found)
+    monkeypatch.setenv("OMNI_R1_ENGINE", "ray")
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    finding = next(finding for finding in doctor.examine(0) if finding.check == "ray")
+    assert finding.state == state
+    assert words in finding.detail
 
 
 @pytest.mark.parametrize("argv", [["task"], ["checkpoints"]])

@@ -52,6 +52,7 @@ def test_death_is_one_clause_with_its_cause(message: str, clause: str) -> None:
 
 def test_refusal_names_the_token_wherever_ray_does() -> None:
     error = ConnectionError("Failed to connect to Ray cluster at 10.0.0.5:6379")
+    assert "does not answer" in why_refused(error)
     error.__cause__ = RuntimeError("Failed to connect: ray.exceptions.AuthenticationError: wrong token.\nMore")
     assert "RAY_AUTH_MODE=token" in why_refused(error)
     assert why_refused(ConnectionError("Failed to connect\nMore")) == "Failed to connect"
@@ -70,5 +71,6 @@ def test_address_is_reached_if_something_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"127.0.0.1:{listening.getsockname()[1]}"
         reach(address, 1)
-    with pytest.raises(OSError, match="refused"):
+    with pytest.raises(OSError, match="refused") as refused:
         reach(address, 1)
+    assert why_refused(refused.value) == "Connection refused"
