@@ -18,11 +18,14 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from model import log_lines
 from model.engine.commands import Report
 from model.engine.hosted import Host
+
+if TYPE_CHECKING:
+    from model.worker.worker import Worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,24 +55,24 @@ class EngineActor:
         self._wake: Callable[[], object] = lambda: None
         self._early: dict[int, bytes] = {}
         self._next = 0
+        self._worker: Worker | None = None  # it makes one as it begins to report
         log_lines.configure_from_environment(Relay(self._put))
-        from model.worker.worker import Worker
-
-        gc.freeze()  # as in the child process
-        self._worker = Worker(self._put)
 
     async def post(self, number: int, messages: bytes) -> None:
         """Take batch `number` of pickled messages; calls may overtake each other."""
         self._early[number] = messages
-        while (data := self._early.pop(self._next, None)) is not None:
-            self._next += 1
-            for message in pickle.loads(data):
-                self._worker.post(message)
+        self._deliver()
 
     async def reports(self) -> AsyncIterator[bytes]:
-        """Yield pickled batches of items for as long as the worker lives; call once."""
+        """Yield pickled batches of items for as long as the worker lives, first an empty one; call once."""
         loop, arrived = asyncio.get_running_loop(), asyncio.Event()
         self._wake = lambda: loop.call_soon_threadsafe(arrived.set)
+        yield pickle.dumps([])  # it has its place in the cluster; importing torch takes seconds
+        from model.worker.worker import Worker
+
+        gc.freeze()  # as in the child process
+        self._worker = Worker(self._put)
+        self._deliver()
         self._put(Hello(_host(), os.getpid()))
         done = loop.run_in_executor(None, self._worker.run)
         done.add_done_callback(lambda _: arrived.set())
@@ -84,6 +87,13 @@ class EngineActor:
                 return
             else:
                 await arrived.wait()
+
+    def _deliver(self) -> None:
+        """Give the worker what has come in order."""
+        while self._worker is not None and (data := self._early.pop(self._next, None)) is not None:
+            self._next += 1
+            for message in pickle.loads(data):
+                self._worker.post(message)
 
     def _put(self, item: Item) -> None:
         with self._lock:

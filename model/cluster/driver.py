@@ -11,19 +11,22 @@ import asyncio
 import contextlib
 import logging
 import os
+import pickle
 import sys
 from typing import Any
 
 from model import log_lines
 from model.cluster.actor import EngineActor, Line, Relay
 from model.cluster.frames import Batch, Connect, Connected, Create, Died, Kill, Post, Refused
-from model.cluster.words import reach, why_died, why_refused
+from model.cluster.words import STARTING, reach, want_of_room, why_died, why_refused
 from model.engine.link import ParentLink
+from model.engine.messages import EngineStatus
 
 # Ray's own settings, of a cluster of ours: no statistics to its makers, and actors as eager as the server.
 RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
 REACH_S = 10.0  # for something at the cluster's address to answer
 ONE_TRY = ("RAY_gcs_server_port_wait_time_s", "1")  # to speak to the head there; Ray's default is 20, of 30 s each
+ROOM_S = 5.0  # between looks for whether there is room for an actor that does not start
 OBJECT_STORE = 128 << 20  # bytes, of a cluster of our own: only images of questions pass through it
 
 
@@ -35,6 +38,7 @@ class Driver:
         self._actors: dict[int, Any] = {}
         self._streams: dict[int, asyncio.Task[None]] = {}
         self._make: Any = None
+        self._needs: dict[str, float] = {}
 
     def take(self, message: object) -> None:
         """Carry out an order."""
@@ -61,6 +65,7 @@ class Driver:
         gpus = order.gpus
         if gpus is None:
             gpus = 1 if order.device in ("auto", "cuda") and ray.cluster_resources().get("GPU") else 0
+        self._needs = {"CPU": 1, "GPU": gpus}
         self._make = ray.remote(EngineActor).options(
             num_cpus=1,
             num_gpus=gpus,
@@ -75,14 +80,39 @@ class Driver:
         from ray.exceptions import RayError
 
         how = "the actor ended"
+        room = asyncio.create_task(self._watch_room(replica))
         try:
             async for item in stream:
+                room.cancel()
                 self._parent.send(Batch(replica, await item))
         except RayError as error:
             how = why_died(str(error))
+        finally:
+            room.cancel()
         if self._actors.get(replica) is actor:
             self._kill(replica)
             self._parent.send(Died(replica, how))
+
+    async def _watch_room(self, replica: int) -> None:
+        """Report whether a replica waits for room, until its actor has started."""
+        import ray
+
+        said = STARTING
+        try:
+            while True:
+                await asyncio.sleep(ROOM_S)
+                with contextlib.suppress(Exception):  # the head is away, which ends this process
+                    found = want_of_room(self._needs, await asyncio.to_thread(ray.available_resources))
+                    if found != said:
+                        said = found
+                        self._report(replica, said)
+        finally:
+            if said != STARTING:
+                self._report(replica, STARTING)
+
+    def _report(self, replica: int, detail: str) -> None:
+        """Send the status of a replica whose actor cannot speak yet."""
+        self._parent.send(Batch(replica, pickle.dumps([EngineStatus("starting", detail)])))
 
     def _kill(self, replica: int) -> None:
         import ray

@@ -18,6 +18,7 @@ from typing import Any
 from model.cluster.actor import Hello, Line
 from model.cluster.frames import Batch, Connect, Connected, Create, Died, Kill, Post, Refused
 from model.cluster.replicas import Replicas
+from model.cluster.words import STARTING
 from model.engine.client import worker_environment
 from model.engine.commands import Command, Configure
 from model.engine.hosted import HostedEngine
@@ -108,7 +109,8 @@ class RayLink:
         if self._connected.is_set():
             return ""
         address = os.environ.get("RAY_ADDRESS")
-        return self._trouble or (f"connecting to Ray at {address}" if address else "starting Ray")
+        doing = f"connecting to Ray at {address}" if address else "starting Ray"
+        return f"{self._trouble}; {doing}" if self._trouble else doing
 
     def spawn(self) -> None:
         """Start the driver, from any thread."""
@@ -154,13 +156,13 @@ class RayLink:
             was_connected = self._connected.is_set()
             self._connected.clear()
             if was_connected:
-                self._trouble = f"the Ray driver ended with exit code {code}; a new one is connecting"
-            elif not self._trouble:
                 self._trouble = f"the Ray driver ended with exit code {code}"
+            elif not self._trouble:
+                self._trouble = f"the Ray driver ended with exit code {code}; OMNI_R1_LOG_LEVEL=debug shows its output"
             if not first.done():
                 first.set_exception(EngineError("not_ready", self._trouble))
                 return
-            log.error("%s", self._trouble)
+            log.error("%s", self.lack)
             for queue in self._replicas.values():
                 queue.put_nowait(self._trouble)
             self._replicas.clear()
@@ -183,7 +185,7 @@ class RayLink:
                 if replica in self._replicas:
                     self._replicas[replica].put_nowait(items)
             case Died(replica, detail):
-                log.warning("replica %d: %s; a new one is starting", replica + 1, detail)
+                log.warning("replica %d: %s", replica + 1, detail)
                 if replica in self._replicas:
                     self._replicas.pop(replica).put_nowait(detail)
             case Line(text):
@@ -201,7 +203,7 @@ class RayReplica(HostedEngine):
 
     async def _run(self) -> str:
         if not self._status.detail:
-            self._set_status(EngineStatus("starting", "it waits for a node with room"))
+            self._set_status(EngineStatus("starting", STARTING))
         items = await self._link.create(self._number)
         self._num_posted = 0
         self._post(self._opening())

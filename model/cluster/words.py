@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import socket
+from collections.abc import Mapping
+
+STARTING = "its actor is starting"
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _FACT = re.compile(r"\w+: \S+")  # `class_name: EngineActor`, `pid: 7`
@@ -38,6 +41,14 @@ def why_refused(error: BaseException) -> str:
     if message.startswith("Failed to connect to Ray cluster"):
         return "what listens there does not answer as the head of a Ray cluster does"
     return next(iter(_lines(message)), type(error).__name__)
+
+
+def want_of_room(needs: Mapping[str, float], free: Mapping[str, float]) -> str:
+    """What an actor that has not started waits for, given what it needs and what the cluster has free of each kind."""
+    short = [
+        f"{need:g} {kind} ({free.get(kind, 0):g} free)" for kind, need in needs.items() if free.get(kind, 0) < need
+    ]
+    return f"it waits for room in the cluster: it needs {' and '.join(short)}" if short else STARTING
 
 
 def why_died(message: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -42,17 +43,22 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @asynccontextmanager
 async def engine_on(
-    nodes: Nodes, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, *, retry: bool
+    nodes: Nodes,
+    folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    retry: bool,
+    replicas: int = 2,
 ) -> AsyncIterator[RayEngine]:
-    """A whole engine of two replicas that serves "one"."""
+    """An engine that serves "one", with as many whole replicas as there is room for."""
     for name, value in nodes.variables.items():
         monkeypatch.setenv(name, value)
-    engine = RayEngine(num_replicas=2, device="cpu", retry=retry)
+    engine = RayEngine(num_replicas=replicas, device="cpu", retry=retry)
     await engine.start()
     try:
         await until(lambda: engine.status().phase == "ready")
         await engine.load("one", str(folders["one"]), 1)
-        await until(lambda: engine.is_whole)
+        await until(lambda: sum(not engine._lack(each) for each in engine._engines) == min(replicas, 2))
         yield engine
     finally:
         await engine.close()
@@ -189,6 +195,17 @@ async def test_activation_under_load_mixes_no_versions(
         assert (await engine.memory())["retired"] == 0
 
 
+async def test_replica_without_room_says_what_it_needs(
+    nodes: Nodes, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with engine_on(nodes, folders, monkeypatch, retry=False, replicas=3) as engine:
+        await until(lambda: "it needs 1 CPU (0 free)" in engine.status().detail)
+        assert engine.status().phase == "ready"
+        await asyncio.to_thread(nodes.order, "add")
+        await until(lambda: engine.is_whole)
+    await asyncio.to_thread(nodes.order, "kill")
+
+
 def belongings(server: Server, nodes: Nodes) -> list[psutil.Process]:
     """The server's processes, and its actors on the given cluster."""
     on_nodes = psutil.Process(nodes.pid).children(recursive=True)
@@ -222,6 +239,23 @@ def test_ended_server_leaves_nothing_behind(
         server.kill()
 
 
+def test_log_is_json_throughout_and_names_a_dead_replica(folders: dict[str, Path], tmp_path: Path) -> None:
+    settings = {"OMNI_R1_ENGINE": "ray", "OMNI_R1_REPLICAS": "1", "OMNI_R1_DEVICE": "cpu", "OMNI_R1_PAGES": "0"}
+    settings |= {"OMNI_R1_CHECKPOINT": str(folders["one"]), "OMNI_R1_ALLOWED_ROOTS": str(folders["one"])}
+    settings |= {"RAY_ADDRESS": "", "OMNI_R1_LOG_FORMAT": "json", "OMNI_R1_LOG_LEVEL": "debug"}
+    server = Server(tmp_path / "home", settings).start()
+    try:
+        next(process for process in server.children() if runs(process, "ray::EngineActor")).kill()
+        wait_until(lambda: "replica 1" in server.log.read_text(), "the death in the log")
+        server.wait_ready()
+        assert server.stop() == 0
+    finally:
+        server.kill()
+    records = [json.loads(line) for line in server.log.read_text().splitlines()]
+    deaths = [record["message"] for record in records if record["level"] == "warning"]
+    assert deaths == ["replica 1: the actor is dead because its worker process has died (system error)"]
+
+
 def test_unreachable_cluster_ends_the_start_in_one_line(tmp_path: Path) -> None:
     environment = os.environ | QUIET | {"RAY_ADDRESS": "127.0.0.1:9", "OMNI_R1_ENGINE": "ray", "OMNI_R1_PAGES": "0"}
     environment |= {"OMNI_R1_HOME": str(tmp_path / "home"), "OMNI_R1_REPLICAS": "2"}
@@ -232,3 +266,4 @@ def test_unreachable_cluster_ends_the_start_in_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "Ray at 127.0.0.1:9 cannot be reached" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+    assert done.stderr.count("127.0.0.1:9") == 1

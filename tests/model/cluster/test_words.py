@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from model.cluster.words import reach, why_died, why_refused
+from model.cluster.words import STARTING, reach, want_of_room, why_died, why_refused
 
 KILLED = """The actor died unexpectedly before finishing this task.
 \tclass_name: EngineActor
@@ -48,6 +48,13 @@ def test_death_is_one_clause_with_its_cause(message: str, clause: str) -> None:
     assert "\n" not in found
     assert found[0].islower()
     assert not found.endswith(".")
+
+
+def test_waiting_actor_says_what_is_not_free() -> None:
+    free = {"CPU": 0.5, "memory": 7.0}
+    found = want_of_room({"CPU": 1, "GPU": 0.25}, free)
+    assert found == "it waits for room in the cluster: it needs 1 CPU (0.5 free) and 0.25 GPU (0 free)"
+    assert want_of_room({"CPU": 0.5, "GPU": 0}, free) == STARTING
 
 
 def test_refusal_names_the_token_wherever_ray_does() -> None:
