@@ -135,8 +135,7 @@ async def test_store_that_is_away_at_the_start_is_checked_before_its_files_chang
         s3.down()
         s3.objects[f"lab/{OWNER}"] = b"another"
         await server.start()  # it has used the store before
-        await server.image(png((7, 7, 7)))
-        await delete_all(server)
+        await server.image(png((7, 7, 7)))  # neither a deletion nor a folder
         s3.up()
         async with asyncio.timeout(PATIENCE_S):
             while "another database" not in await until_refused(server):
