@@ -43,10 +43,10 @@ def public_file(jobs: Path, job_id: str, name: str, mirror: Mirror | None = None
         return None
     if path.suffix not in PUBLIC_SUFFIXES:
         return None
-    if os.path.isfile(path):  # False for impossible names
+    if os.path.isfile(path):  # False for impossible names, where Path.is_file raises
         return path
     in_home = jobs / job_id
-    if mirror is None or in_home.joinpath("job.json").is_file():  # all of its files are here
+    if mirror is None or os.path.isfile(in_home / "job.json"):  # all of its files are here
         return None
     return path if mirror.fetch_of(in_home, "/".join(parts)) else None
 
