@@ -21,7 +21,8 @@ KEY = "a-key-behind-a-proxy"
 PREFIX = "/lab/studio"
 NAMED = re.compile(
     r"""(?:href|src)=\\?["']([^"'\\]+)"""  # in markup, also within JSON
-    r"""|\bimport\(["']([^"']+)["']\)|^(?:import|export)\b[^=\n]*["']([^"'\n]+)["'];|\} from ["']([^"']+)["'];""",
+    r"""|\bimport\((?:new URL\()?\\?["']([^"'\\]+)\\?["'][,)]"""
+    r"""|^(?:import|export)\b[^=\n]*["']([^"'\n]+)["'];|\} from ["']([^"']+)["'];""",
     re.MULTILINE,
 )
 
