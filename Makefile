@@ -52,7 +52,8 @@ help:
 	@sed -n '/^#/!q;s/^# //p' Makefile
 
 # Where engines run on Ray: deaths and moves, then what a real server must do on any engine.
-ON_RAY := cluster app/checkpoints/test_hot_swap.py $(addprefix e2e/server/,test_server.py test_responses.py test_jobs.py)
+ON_RAY := cluster app/checkpoints/test_hot_swap.py $(addprefix app/traces/,test_branches.py test_branch_edits.py \
+  test_groups.py test_why.py) $(addprefix e2e/server/,test_server.py test_responses.py test_jobs.py)
 
 # What it says goes to stderr, so that `make bench` prints nothing but results on stdout.
 setup:

@@ -84,6 +84,7 @@ class Studio:
 
     def start(self) -> None:
         self.server = Server(self.home, SHIPPED, InProcess({}, num_slots=SLOTS))  # type: ignore[arg-type]
+        self.recorder.server = self.server
         self._run(self.server.start())
         url = f"http://127.0.0.1:{self.server.port}"
         self.client, self.http = Client(url), httpx.Client(base_url=url, timeout=PATIENCE_S)
