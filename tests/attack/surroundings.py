@@ -1,20 +1,24 @@
-"""A disk that is full for seconds, and a wall clock that jumps by up to ten years, while people use the server.
+"""A disk that is full or slow for seconds, and a wall clock that jumps by up to ten years, while people use the server.
 
-The home lies on a file system of 96 MiB (needs the right to mount). During either, the server stays alive and readers
-wait; afterwards everything works, and the audit of `chaos` finds nothing. A disk that is slow cannot be made here
-without changing the machine's; a database that hangs for seconds is one of the blows of `chaos`.
+The full disk is a file system of 96 MiB (needs the right to mount), the slow one strace's delay of the database's
+writes and of each wait for the disk (needs strace and the right to trace). During each, the server stays alive and
+readers wait; afterwards everything works, and the audit of `chaos` finds nothing.
 """
 
 from __future__ import annotations
 
 import errno
 import random
+import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from app.client import ServerFailed
 from tests.attack.audit import Audit
@@ -28,6 +32,9 @@ from tests.patience import PATIENCE_S
 ROUNDS = 10
 TRACES = 40
 FULL_S = 5.0
+SLOW_S = 8.0
+DELAYS = {"pwrite64": 0.02, "fsync,fdatasync": 0.5}  # seconds of each call
+WORST_S = 5.0  # longest answer of /livez meanwhile
 HOUR, DAY, YEAR = 3600, 86_400, 31_536_000
 JUMPS = (HOUR, -HOUR, DAY, -DAY, 10 * YEAR, -10 * YEAR)
 
@@ -47,6 +54,15 @@ def attack(folder: Path, report: Report, rng: random.Random, scale: float) -> No
             report.row("disk_refused_while_full", full.refused, "count")
         finally:
             subprocess.run(["umount", "-l", str(small)], check=True)
+    slow = folder / "slow"
+    slow.mkdir()
+    if reason := SlowDisk.missing():
+        report.finding("surroundings", f"the slow disk is left out: {reason}")
+    else:
+        disk = SlowDisk(slow / "calls")
+        suffer("slow_disk", new_server(slow), disk.slow, report, rng, rounds)
+        report.row("slow_disk_delayed_calls", disk.delayed, "count")
+        report.row("slow_disk_livez_worst", 1000 * disk.worst_s, "ms", limit=1000 * WORST_S)
     clock = folder / "clock"
     clock.mkdir()
     (clock / "offset").write_text("0")
@@ -129,6 +145,42 @@ class FullDisk:
             except OSError as error:
                 if error.errno != errno.ENOSPC:
                     raise
+
+
+class SlowDisk:
+    """Delays the server and its children at each write of the database and each wait for the disk."""
+
+    def __init__(self, calls: Path) -> None:
+        self._calls = calls
+        self.delayed = 0
+        self.worst_s = 0.0
+
+    @staticmethod
+    def missing() -> str | None:
+        """Why nothing can be delayed here, or None."""
+        if shutil.which("strace") is None:
+            return "strace is not installed"
+        tried = subprocess.run(["strace", "-qqq", "-e", "fsync", "true"], capture_output=True, text=True, check=False)
+        return tried.stderr.strip() or "strace failed" if tried.returncode else None
+
+    def slow(self, server: Server) -> None:
+        """Slow for some seconds, during which `/livez` is asked all the time."""
+        assert server.process is not None
+        family = [server.process.pid, *(p.pid for p in psutil.Process(server.process.pid).children(recursive=True))]
+        command = ["strace", "-f", "-qqq", "-o", str(self._calls), "-e", f"trace={','.join(DELAYS)}"]
+        for calls, delay in DELAYS.items():
+            command += ["-e", f"inject={calls}:delay_enter={round(1e6 * delay)}"]
+        strace = subprocess.Popen([*command, *(f"--attach={pid}" for pid in family)])
+        deadline = time.monotonic() + SLOW_S
+        with server.client() as client:
+            while time.monotonic() < deadline:
+                asked = time.monotonic()
+                assert client.alive(), "the server does not answer"
+                self.worst_s = max(self.worst_s, time.monotonic() - asked)
+                time.sleep(0.05)
+        strace.send_signal(signal.SIGINT)  # it detaches
+        strace.wait()
+        self.delayed += self._calls.read_text().count("DELAYED")
 
 
 @dataclass
