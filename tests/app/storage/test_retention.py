@@ -149,7 +149,7 @@ async def test_command_prunes(server: Server, capsys: pytest.CaptureFixture[str]
     old = await aged(server)
     url = f"http://127.0.0.1:{server.port}"
     assert await asyncio.to_thread(main, ["prune", "--url", url]) == 2
-    assert re.search(r"give --keep-days or --max-gb, or set OMNI_R1_KEEP_DAYS.* there$", capsys.readouterr().err, re.MULTILINE)
+    assert re.search(r"(?m)give --keep-days or --max-gb, or set OMNI_R1_KEEP_DAYS.* there$", capsys.readouterr().err)
     assert await asyncio.to_thread(main, ["prune", "--keep-days", "1", "--dry-run", "--json", "--url", url]) == 0
     assert json.loads(capsys.readouterr().out)["traces"] == 1
     assert ids(server) == {old}
