@@ -148,10 +148,14 @@ def becomes(page: Any, script: str, wanted: Any, *, timeout_ms: float = PATIENCE
     """Waits until this arrow function returns `wanted` in the page; fails with its actual result."""
     from playwright.sync_api import TimeoutError as Late
 
-    text = json.dumps(wanted, separators=(",", ":"), ensure_ascii=False)
-    with suppress(Late):
-        page.wait_for_function(f"JSON.stringify(({script})()) === {json.dumps(text)}", polling=50, timeout=timeout_ms)
     found = page.evaluate(script)
+    if found != wanted:
+        text = json.dumps(wanted, separators=(",", ":"), ensure_ascii=False)
+        with suppress(Late):
+            page.wait_for_function(
+                f"JSON.stringify(({script})()) === {json.dumps(text)}", polling=50, timeout=timeout_ms
+            )
+        found = page.evaluate(script)
     assert found == wanted, (what, found)
 
 
