@@ -19,7 +19,9 @@ def proxy(upstream: str, prefix: str, *, strip: bool, named: bool) -> ASGIApp:
 
     With `strip` the server sees paths without the prefix; with `named` the proxy sends `X-Forwarded-Prefix`.
     """
-    client = httpx.AsyncClient(base_url=upstream, timeout=None)
+    # a connection for each request: the server may close a kept one just when the next request is sent
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    client = httpx.AsyncClient(base_url=upstream, timeout=None, limits=limits)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

@@ -106,10 +106,21 @@ class Studio:
         self.context = shared if self.shared else new_context(browser, tour=tour, **options)
 
     def page(self, path: str = "/", *, ready: str = "html[data-studio=ready]") -> Any:
+        from playwright.sync_api import TimeoutError as Late
+
         page = self.context.new_page()
         self.watch(page)
+        waiting: dict[Any, str] = {}
+        page.on("request", lambda request: waiting.update({request: request.url}))
+        page.on("requestfinished", lambda request: waiting.pop(request, None))
+        page.on("requestfailed", lambda request: waiting.pop(request, None))
         page.goto(self.url + path)
-        page.wait_for_selector(ready, state="attached")
+        try:
+            page.wait_for_selector(ready, state="attached")
+        except Late as late:
+            shown = page.evaluate("() => document.body.innerText.slice(0, 2000)")
+            late.add_note(f"errors: {self.errors}\nunanswered: {list(waiting.values())}\nthe page: {shown}")
+            raise
         return page
 
     def watch(self, page: Any) -> None:
