@@ -1,7 +1,8 @@
 """The real app on a scripted engine, for work on the pages: `python -m tests.fake_server --port 7861`.
 
 Needs no weights. Every trace draws three images around the objects of its task, at a realistic speed; jobs are
-simulated by `tests.play_worker`. A question containing `LONG` gets thirty images, enough for busy machines.
+simulated by `tests.play_worker`. A question containing `LONG` gets thirty images, enough for busy machines, one with
+`NINE` nine.
 `--home DIR` sets the state folder (default: a temporary one), `--no-page` omits Gradio, `--pace S` is the time between
 two outputs.
 """
@@ -24,7 +25,7 @@ from model.images.view import model_view
 from tests.fakes import FakeGeneration, Item, answer_items, emitted, step_items, write_paper_checkpoint
 
 PLAY_WORKER = (sys.executable, "-m", "tests.play_worker")
-LONG = "step after step"
+LONG, NINE = "step after step", "some steps"
 MOST_PARTS = 8  # per image: each takes the time of an output
 STEPS = (
     ("I look for the things in the picture and mark the first one.", "mark"),
@@ -34,11 +35,12 @@ STEPS = (
 
 
 def script(request: GenerationRequest) -> list[Item]:
-    """Three steps on the question's own image, or thirty."""
+    """Steps on the question's own image."""
     with Image.open(io.BytesIO(request.images[0].png)) as opened:
         picture = model_view(opened, 64, request.images[0].fit)
     items: list[Item] = []
-    for number, (text, kind) in enumerate(STEPS * (10 if LONG in request.question else 1), 1):
+    times = 10 if LONG in request.question else 3 if NINE in request.question else 1
+    for number, (text, kind) in enumerate(STEPS * times, 1):
         before = picture
         picture = _draw(picture.copy(), kind, request.sampling.seed + number)
         parts = min(request.partial_images, MOST_PARTS)

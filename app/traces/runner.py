@@ -105,8 +105,8 @@ class TraceRunner:
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            log.exception("trace %s failed", live.id)
             problem = from_storage(error)
+            log.error("trace %s failed: %s", live.id, str(error).partition("\n")[0], exc_info=problem is None)
             await self._stop_engine(live)
             if problem is None:
                 await self._failed(live, "internal", "see the server's log; try again")

@@ -145,7 +145,7 @@ class Server:
         self._close()
 
     def tail(self) -> str:
-        return "\n".join(self.log.read_text().splitlines()[-30:]) if self.log.exists() else ""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-30:]) if self.log.exists() else ""
 
     def _close(self) -> None:
         if self.process is not None and self.process.stdout is not None:

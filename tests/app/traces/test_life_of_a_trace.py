@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from app.contract.schemas import Trace, TraceList
 from app.contract.words import TERMINAL_EVENTS
+from app.storage.images import ImageStore
 from model.engine.messages import Failed, GenerationRequest
 from tests.app.conftest import Serve, Server, both_databases, parse_sse
 from tests.app.stream_events import preferred_to
@@ -126,6 +129,33 @@ async def test_engine_error_fails_only_the_trace(server: Server, engine: FakeGen
     async with asyncio.timeout(PATIENCE_S):
         while (await server.client.get("/readyz")).status_code != 200:
             await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "traced"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "disk_full", False),
+        (OperationalError("INSERT", None, Exception("database is locked")), "database_unavailable", False),
+        (ValueError("a mistake of ours"), "internal", True),
+    ],
+)
+async def test_log_traces_only_what_is_not_understood(
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    code: str,
+    traced: bool,
+) -> None:
+    def broken(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ImageStore, "bring", broken)
+    trace = await server.finished((await server.create())["id"])
+    assert (trace["status"], trace["error"]["code"]) == ("failed", code)
+    [record] = [one for one in caplog.records if one.levelname == "ERROR"]
+    assert str(error).splitlines()[0] in record.getMessage()
+    assert bool(record.exc_info) is traced
 
 
 @both_databases
