@@ -19,6 +19,13 @@ from tests.patience import PATIENCE_S
 
 BROWSERS = ("chromium-headless-shell", "chromium")  # the first is chromium without its windows, loads pages sooner
 PATIENCE_MS = 1_000 * PATIENCE_S
+READY = {  # what a page has once it can be used, whatever the server holds
+    "/": "html[data-studio=ready]",
+    "/gallery": ".or-card:not(.or-skeleton), .or-gallery-word:not(:empty)",
+    "/training": "html[data-training=ready]",
+    "/checkpoints": "html[data-checkpoints=ready]",
+    "/about": ".or-about-section >> nth=2",
+}
 
 
 class FakeServer(Server):

@@ -8,16 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.browser import Open, becomes, picture_file
+from tests.e2e.browser import READY, Open, becomes, picture_file
 
 pytestmark = pytest.mark.timeout(600)
-PAGES = {
-    "/": "html[data-studio=ready]",
-    "/gallery": ".or-card[data-trace], .or-gallery-word:not(:empty)",
-    "/training": "html[data-training=ready]",
-    "/checkpoints": "html[data-checkpoints=ready]",
-    "/about": ".or-about-section >> nth=2",
-}
 SHOWN = "() => document.querySelector('.or-drop img').getAttribute('src')"
 FAR = [{"mimeType": "text/uri-list", "data": "https://far.example/a.png"}]
 LINK = [{"mimeType": "text/uri-list", "data": "https://far.example/a"}, {"mimeType": "text/html", "data": "<a>x</a>"}]
@@ -33,10 +26,10 @@ def drop(page: Any, items: list[dict[str, str]] | None = None, files: list[Path]
         session.send("Input.dispatchDragEvent", {"type": kind, "x": x, "y": y, "data": data})
 
 
-@pytest.mark.parametrize("path", PAGES)
+@pytest.mark.parametrize("path", READY)
 def test_drops_never_replace_the_page(studio: Open, slow_url: str, path: str, tmp_path: Path) -> None:
     window = studio(slow_url)
-    page = window.page(path, ready=PAGES[path])
+    page = window.page(path, ready=READY[path])
     page.evaluate("window.before = true")
     own = [{"mimeType": "text/uri-list", "data": f"{slow_url}/static/logo.svg"}]
     window.expected = ["415"]

@@ -9,16 +9,9 @@ from urllib.parse import urljoin
 
 import pytest
 
-from tests.e2e.browser import Open, Studio, becomes
+from tests.e2e.browser import READY, Open, Studio, becomes
 
 pytestmark = pytest.mark.timeout(900)
-PAGES = {
-    "/": "html[data-studio=ready]",
-    "/gallery": ".or-card[data-trace], .or-gallery-word:not(:empty)",
-    "/training": "html[data-training=ready]",
-    "/checkpoints": "html[data-checkpoints=ready]",
-    "/about": ".or-about-section >> nth=2",
-}
 STEP_MS = 10
 HELD_MS = 300  # long enough for the other scripts on most machines; on slower ones the test is weaker, not wrong
 
@@ -53,7 +46,7 @@ class HeldBack:
             self.waiting.pop().continue_()
 
 
-@pytest.mark.parametrize(("path", "seed"), [(path, seed) for seed, path in enumerate(PAGES, 1)])
+@pytest.mark.parametrize(("path", "seed"), [(path, seed) for seed, path in enumerate(READY, 1)])
 def test_scripts_may_arrive_in_any_order(studio: Open, slow_url: str, path: str, seed: int) -> None:
     rng = random.Random(seed)
     page = opened(studio(slow_url))
@@ -61,11 +54,11 @@ def test_scripts_may_arrive_in_any_order(studio: Open, slow_url: str, path: str,
     page.goto(slow_url + path, wait_until="commit")
     for _ in range(6000):
         page.wait_for_timeout(STEP_MS)
-        if page.query_selector(PAGES[path]):
+        if page.query_selector(READY[path]):
             break
         if held.waiting:
             held.waiting.pop(rng.randrange(len(held.waiting))).continue_()
-    page.wait_for_selector(PAGES[path], state="attached")
+    page.wait_for_selector(READY[path], state="attached")
 
 
 IMPORTED = re.compile(r"""\bfrom\s*["'](\.[^"']+)["']""")
@@ -99,7 +92,7 @@ def test_every_script_may_arrive_last(studio: Open, slow_url: str) -> None:
     page = opened(window)
     page.on("requestfinished", lambda request: note(request.response()))
     page.goto(slow_url)
-    page.wait_for_selector(PAGES["/"], state="attached")
+    page.wait_for_selector(READY["/"], state="attached")
     page.close()
     late = [*roots(ours), *sorted(url for url in gradio if url.endswith(".js"))]
     assert any("/studio/studio.js" in url for url in late)
@@ -110,7 +103,7 @@ def test_every_script_may_arrive_last(studio: Open, slow_url: str) -> None:
         page.goto(slow_url, wait_until="commit")
         page.wait_for_timeout(HELD_MS)
         held.let_all_go()
-        page.wait_for_selector(PAGES["/"], state="attached")
+        page.wait_for_selector(READY["/"], state="attached")
         page.close()
 
 
@@ -131,7 +124,7 @@ def test_failed_module_is_requested_again(studio: Open, slow_url: str, module: s
     page = opened(window)
     page.route(f"**/static/*/{module}", broken)
     page.goto(slow_url)
-    page.wait_for_selector(PAGES["/"], state="attached")
+    page.wait_for_selector(READY["/"], state="attached")
     page.wait_for_selector(".or-theme svg")
     assert left == []
 
@@ -145,7 +138,7 @@ def test_missing_module_is_reported(studio: Open, slow_url: str) -> None:
     page.wait_for_selector("#or-gallery >> text=could not be loaded")
     page.unroute("**/static/*/studio/gallery.js")
     page.click("#or-gallery >> text=Reload")
-    page.wait_for_selector(PAGES["/gallery"], state="attached")
+    page.wait_for_selector(READY["/gallery"], state="attached")
 
 
 def test_recreated_component_shows_the_same(studio: Open, slow_url: str) -> None:

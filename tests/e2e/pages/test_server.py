@@ -8,19 +8,12 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.browser import FakeServer, Open, becomes, status
+from tests.e2e.browser import READY, FakeServer, Open, becomes, status
 from tests.fake_server import LONG
 
 pytestmark = pytest.mark.timeout(900)
 NOTE = ".or-server:visible"
 LOST = ["ERR_CONNECTION_REFUSED", "ERR_CONNECTION_RESET", "ERR_EMPTY_RESPONSE", "ERR_INCOMPLETE_CHUNKED", "503"]
-PAGES = {
-    "/": "html[data-studio=ready]",
-    "/gallery": ".or-card[data-trace], .or-gallery-word:not(:empty)",
-    "/training": "html[data-training=ready]",
-    "/checkpoints": "html[data-checkpoints=ready]",
-    "/about": ".or-about-section >> nth=2",
-}
 
 
 @pytest.fixture
@@ -37,7 +30,7 @@ def test_pages_reconnect_after_a_restart(studio: Open, own_server: FakeServer) -
     window = studio(own_server.url)
     window.expected = LOST
     page = window.page()
-    others = [window.page(path, ready=ready) for path, ready in PAGES.items() if path != "/"]
+    others = [window.page(path, ready=ready) for path, ready in READY.items() if path != "/"]
     page.fill("#or-question textarea", f"Where is the star, {LONG}?")
     page.click("#or-reason")
     page.wait_for_selector(".or-step >> nth=1")
@@ -63,7 +56,7 @@ def test_pages_reconnect_after_a_restart(studio: Open, own_server: FakeServer) -
 def test_page_opened_during_an_outage_completes_itself(studio: Open, slow_url: str) -> None:
     window = studio(slow_url)
     window.expected = ["ERR_FAILED"]
-    for path, ready in PAGES.items():
+    for path, ready in READY.items():
         if path == "/about":
             continue  # its content comes with the page
         page = window.context.new_page()
@@ -89,9 +82,9 @@ def as_version(page: Any, version: str) -> None:
     page.route("**/readyz", lambda route: route.fulfill(json=answer))
 
 
-@pytest.mark.parametrize("path", PAGES)
+@pytest.mark.parametrize("path", READY)
 def test_newer_server_suggests_a_reload(studio: Open, slow_url: str, path: str) -> None:
-    page = studio(slow_url).page(path, ready=PAGES[path])
+    page = studio(slow_url).page(path, ready=READY[path])
     as_version(page, "9.9.9+00000000")
     page.evaluate("window.dispatchEvent(new Event('online'))")
     page.wait_for_selector(f"{NOTE} >> text=The studio was updated")
@@ -99,5 +92,5 @@ def test_newer_server_suggests_a_reload(studio: Open, slow_url: str, path: str) 
     page.evaluate("window.before = true")
     page.click(".or-server button")
     becomes(page, "() => window.before === undefined", True)
-    page.wait_for_selector(PAGES[path], state="attached")
+    page.wait_for_selector(READY[path], state="attached")
     assert not page.is_visible(NOTE)
