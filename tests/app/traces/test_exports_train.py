@@ -13,6 +13,7 @@ from PIL import Image
 from app.client.types import Trace
 from tests.app.traces.real import Studio
 from tests.fakes import png
+from tests.patience import PATIENCE_S
 from training.data.traces import TraceSample, read_traces
 
 RED = png((220, 20, 20), (200, 120))
@@ -87,7 +88,7 @@ def test_exported_file_trains_as_it_is(studio: Studio, tiny_checkpoint: Path) ->
     losses = []
     for data in ({"source": "jsonl", "path": uploaded["path"]}, {"source": "traces", "tag": "train on it"}):
         job = studio.client.create_job({**spec, "data": data})
-        events = list(studio.client.job_events(job["id"], give_up_s=120))
+        events = list(studio.client.job_events(job["id"], give_up_s=PATIENCE_S))
         assert [event.data["status"] for event in events if event.type == "job.status"][-1] == "succeeded"
         assert [event.data for event in events if event.type == "warning"] == []
         reports = [event.data for event in events if event.type == "report" and event.data["kind"] == "data"]

@@ -18,6 +18,7 @@ from app.client.types import Trace
 from tests.app.stream_events import check_event
 from tests.e2e.real_server import Server, has_read_only_root, runs, wait_until
 from tests.fakes import png
+from tests.patience import PATIENCE_S
 
 STEPS = 60  # some milliseconds each: long enough to kill the server in between
 SPEC: dict[str, Any] = {
@@ -83,7 +84,7 @@ def trained(
         with server.start().client() as client:
             before = ask(client)
             job = client.create_job({**SPEC, "activate": True, "output_name": "first"})
-            events = list(client.job_events(job["id"], give_up_s=120))
+            events = list(client.job_events(job["id"], give_up_s=PATIENCE_S))
             for event in events:
                 check_event("jobs", event.type, event.data)
             yield Trained(server, job["id"], events, before, ask(client))
@@ -148,7 +149,7 @@ def test_invariant_14_killed_server_resumes_with_identical_losses(
     server = trained.server
     with server.client() as client:
         job = client.create_job(SPEC)
-        for event in client.job_events(job["id"], give_up_s=120):
+        for event in client.job_events(job["id"], give_up_s=PATIENCE_S):
             if event.type == "metrics":
                 break
     workers = [child for child in server.children() if runs(child, "training.jobs.worker")]
@@ -162,7 +163,7 @@ def test_invariant_14_killed_server_resumes_with_identical_losses(
         seen = losses(client, job["id"])
         assert 0 < len(seen) < STEPS
         client.resume_job(job["id"])
-        rest = list(client.job_events(job["id"], found["last_event"], give_up_s=120))
+        rest = list(client.job_events(job["id"], found["last_event"], give_up_s=PATIENCE_S))
         assert rest[0].seq == found["last_event"] + 1
         assert rest[-1].data["status"] == "succeeded"
         again = losses(client, job["id"])
@@ -176,17 +177,17 @@ def test_job_in_two_processes_names_its_dead_rank_and_resumes(trained: Trained) 
     spread = {**SPEC, "hyperparameters": {**SPEC["hyperparameters"], "save_every": 20}, "gpu": "exclusive"}
     with trained.server.client() as client:
         job = client.create_job({**spread, "num_gpus": 2})
-        for event in client.job_events(job["id"], give_up_s=120):
+        for event in client.job_events(job["id"], give_up_s=PATIENCE_S):
             if event.type == "checkpoint":
                 break
         ranks = [child for child in trained.server.children() if runs(child, "--rank")]
         (victim,) = [rank for rank in ranks if rank.environ()["RANK"] == "1"]
         victim.kill()
-        *_, end = client.job_events(job["id"], give_up_s=120)
+        *_, end = client.job_events(job["id"], give_up_s=PATIENCE_S)
         assert (end.data["status"], end.data["error"]["code"]) == ("failed", "rank_died")
         assert "rank 1 was ended by signal 9" in end.data["error"]["detail"]
         client.resume_job(job["id"])
-        *_, end = client.job_events(job["id"], end.seq, give_up_s=120)
+        *_, end = client.job_events(job["id"], end.seq, give_up_s=PATIENCE_S)
         assert end.data["status"] == "succeeded"
         assert sorted(losses(client, job["id"])) == list(range(1, STEPS + 1))
         assert client.job(job["id"])["checkpoints"][-1]["step"] == STEPS

@@ -178,7 +178,7 @@ class Reader(threading.Thread):
     def run(self) -> None:
         try:
             with self.server.client() as client:
-                for event in client.events(self.trace_id, give_up_s=60):
+                for event in client.events(self.trace_id, give_up_s=PATIENCE_S):
                     with self.changed:
                         self.events.append(event)
                         self.changed.notify_all()
