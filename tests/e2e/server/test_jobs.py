@@ -174,7 +174,9 @@ def test_invariant_14_killed_server_resumes_with_identical_losses(
 @pytest.mark.slow
 @pytest.mark.parametrize("trained", ["sqlite"], indirect=True)
 def test_job_in_two_processes_names_its_dead_rank_and_resumes(trained: Trained) -> None:
-    spread = {**SPEC, "hyperparameters": {**SPEC["hyperparameters"], "save_every": 20}, "gpu": "exclusive"}
+    steps = 3 * STEPS  # on a busy machine the job must not end before its rank is killed
+    hyper = {**SPEC["hyperparameters"], "steps": steps, "save_every": 20}
+    spread = {**SPEC, "hyperparameters": hyper, "gpu": "exclusive"}
     with trained.server.client() as client:
         job = client.create_job({**spread, "num_gpus": 2})
         for event in client.job_events(job["id"], give_up_s=PATIENCE_S):
@@ -189,5 +191,5 @@ def test_job_in_two_processes_names_its_dead_rank_and_resumes(trained: Trained) 
         client.resume_job(job["id"])
         *_, end = client.job_events(job["id"], end.seq, give_up_s=PATIENCE_S)
         assert end.data["status"] == "succeeded"
-        assert sorted(losses(client, job["id"])) == list(range(1, STEPS + 1))
-        assert client.job(job["id"])["checkpoints"][-1]["step"] == STEPS
+        assert sorted(losses(client, job["id"])) == list(range(1, steps + 1))
+        assert client.job(job["id"])["checkpoints"][-1]["step"] == steps
