@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.browser import Open, asked_in_address, becomes, status
+from tests.e2e.browser import READY, Open, asked_in_address, becomes, status
 
 CARD = ".or-card[data-trace]"
 TITLE = "() => document.title"
@@ -89,13 +89,14 @@ def test_filters_stand_in_the_address(studio: Open, studio_url: str) -> None:
     page = window.page()
     ask(page, 0)
     page = window.page("/gallery", ready=CARD)
+    page.wait_for_selector(".or-more button:enabled", state="attached")  # where tiles are few, further pages have come
     every = page.locator(CARD).count()
     page.select_option("[name=slice]", "operational")
     becomes(page, "() => location.search", "?slice=operational")
     page.locator("[name=q]").press_sequentially("walker")
     becomes(page, "() => location.search", "?q=walker&slice=operational")
     page.reload()
-    page.wait_for_selector(f"{CARD}, .or-gallery-word:not(:empty)")
+    page.wait_for_selector(READY["/gallery"])
     becomes(page, FILTERS, ["walker", "operational", "", "", "", ""])
 
     page.go_back()  # the typed words are one entry
