@@ -33,8 +33,9 @@ WITH_STORE := e2e/server/test_store.py app/store app/storage/test_mirror.py app/
   app/storage/test_retention.py app/traces app/checkpoints/test_hot_swap.py app/checkpoints/test_in_store.py \
   app/jobs/test_life_of_a_job.py app/jobs/test_faults.py
 
-# Four workers, also on two cores: tests with servers and browsers wait much of their time. A file stays on one worker,
-# which starts its server once; in the tree's order, so that the slow browser tests do not come last, on one worker alone.
+# Four workers, also on two cores: tests with servers and browsers spend much of their time waiting. A file stays on one
+# worker, which starts its server once; in the tree's order, so that the slow browser tests do not come last, on one
+# worker alone.
 PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 # Runs npm in tests/static with its pinned packages; only prints a note if npm is missing.

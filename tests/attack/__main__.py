@@ -3,7 +3,7 @@
     kill      random kills of server, engine and worker: lost or repeated events, wrong statuses
     chaos     kills of anything on both databases under mixed load; an audit of every row, log and image
     pair      two servers on one PostgreSQL with 200 readers: lost or repeated events, latency, its restart
-    surroundings  a full disk and a clock that jumps, under load
+    surroundings  a full disk, a slow one and a clock that jumps, under load
     fuzz      hostile requests with and without a key: 5xx responses
     flood     image bombs and idle sockets: memory, latency, running traces
     soak      many traces with readers that disconnect: memory growth

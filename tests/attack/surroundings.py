@@ -1,7 +1,7 @@
 """A disk that is full or slow for seconds, and a wall clock that jumps by up to ten years, while people use the server.
 
 The full disk is a file system of 96 MiB (needs the right to mount), the slow one strace's delay of the database's
-writes and of each wait for the disk (needs strace and the right to trace). During each, the server stays alive and
+writes and of each wait for the disk (needs strace and the right to attach it). During each, the server stays alive and
 readers wait; afterwards everything works, and the audit of `chaos` finds nothing.
 """
 
@@ -178,6 +178,7 @@ class SlowDisk:
                 assert client.alive(), "the server does not answer"
                 self.worst_s = max(self.worst_s, time.monotonic() - asked)
                 time.sleep(0.05)
+        assert strace.poll() is None, "strace could not attach to the server"
         strace.send_signal(signal.SIGINT)  # it detaches
         strace.wait()
         self.delayed += self._calls.read_text().count("DELAYED")

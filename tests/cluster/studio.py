@@ -1,4 +1,4 @@
-"""What `tests.app.traces.real` needs to know of an engine, for one on Ray."""
+"""For an engine on Ray: what `tests.app.traces.real` takes from the one in its process."""
 
 from __future__ import annotations
 
@@ -70,6 +70,7 @@ class Marked(Mapping[str, Drawn]):
         return self
 
     def __getitem__(self, request_id: str) -> Drawn:
+        assert self._starts, "no replica has sent a mark"
         if request_id not in self._starts:
             pytest.skip("ended before its first mark, so its prompt is not known here")
         with self.server.services.db.read() as connection:

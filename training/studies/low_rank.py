@@ -5,7 +5,7 @@ is compared: that of the best learning rate with pairs over that of the best one
 
     python -m training.studies.low_rank nano-base --steps 800 --rank 32 --out results/low-rank
 
-writes `low-rank.json` and `low-rank.md` there and prints the table. Finished runs are kept: repeated, it goes on.
+writes `low-rank.json` and `low-rank.md` there and prints the table. Repeated, it keeps the finished runs and goes on.
 """
 
 from __future__ import annotations
@@ -24,14 +24,7 @@ from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.checkpoint.shards import CheckpointError, resolve
 from model.nets.lora import LoRASettings, attach
 from training.benchmark.evaluate import evaluation_tasks
-from training.data.token_sets import (
-    EncodedTask,
-    ImageCoder,
-    TokenSet,
-    encode_tasks,
-    id_to_code,
-    training_tasks,
-)
+from training.data.token_sets import EncodedTask, ImageCoder, TokenSet, encode_tasks, id_to_code, training_tasks
 from training.jobs.loop import RunStopped, provenance
 from training.nano.stages import CONTEXT_LEN, PESFT_SEEDS, TRACES_A_STEP, cached_tokens
 from training.pesft.loop import SFTModel, SFTSpec, train_sft
@@ -122,8 +115,21 @@ def rates(text: str) -> list[float]:
     return [float(part) for part in text.split(",")]
 
 
+def begin(out: Path, about: dict[str, Any]) -> None:
+    """Note the settings of all runs in their folder.
+
+    Raises:
+        ValueError: it has runs with other settings.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    note = out / "settings.json"
+    if note.is_file() and (before := json.loads(note.read_text("utf-8"))) != about:
+        raise ValueError(f"{out} has runs with other settings: {json.dumps(before)}")
+    note.write_text(json.dumps(about) + "\n", "utf-8")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; exit code 2 if the base cannot be trained."""
+    """The command line; exit code 2 if the base cannot be trained, or the folder has runs with other settings."""
     parser = argparse.ArgumentParser(
         prog="python -m training.studies.low_rank", description=(__doc__ or "").splitlines()[0]
     )
@@ -138,15 +144,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
+    about: dict[str, Any] = {name: getattr(given, name) for name in ("base", "steps", "rank", "tasks", "seed")}
     try:
+        if min(given.steps, given.rank, given.tasks) < 1:
+            raise ValueError("--steps, --rank and --tasks must be at least 1")
         base = resolve(given.base)
         loaded = load_checkpoint(base)
         if loaded.vq is None:
             raise ValueError(f"{given.base} has no VQ")
+        begin(given.out, about)
     except (CheckpointError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    given.out.mkdir(parents=True, exist_ok=True)
     coder, template = ImageCoder(loaded.vq), loaded.template
 
     def traces() -> TokenSet:
@@ -162,8 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = [study.run(way, lr) for way, lr in planned]
     except RunStopped:
         return 130
-    about: dict[str, Any] = {name: getattr(given, name) for name in ("steps", "rank", "tasks", "seed")}
-    found = {"base": loaded.name, **about, "before": before, "runs": [asdict(run) for run in runs], **provenance()}
+    found = {**about, "before": before, "runs": [asdict(run) for run in runs], **provenance()}
     (given.out / "low-rank.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
     (given.out / "low-rank.md").write_text(table(before, runs), "utf-8")
     sys.stdout.write(table(before, runs))

@@ -77,7 +77,7 @@ def test_two_ranks_take_the_steps_of_one_process(tmp_path: Path, tiny_checkpoint
 
 
 def test_dead_rank_is_named_and_any_number_of_ranks_resumes(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    steps = {"steps": 100, "save_every": 4}  # enough to be stopped in, on a busy machine
+    steps = {"steps": 100, "save_every": 4}  # so many that it can be stopped before its end on a busy machine
     whole, job = tmp_path / "whole", write_job(tmp_path / "job", spec(**steps) | SPREAD, tiny_checkpoint)
     run(make_context(whole, spec(**steps), tiny_checkpoint))
 

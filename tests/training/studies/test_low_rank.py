@@ -33,3 +33,19 @@ def test_study_trains_both_ways_and_keeps_finished_runs(tmp_path: Path, capsys: 
     assert json.loads((out / "low-rank.json").read_text())["runs"] == first["runs"]
     assert main([str(tmp_path / "nothing"), "--out", str(out)]) == 2
     assert "nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [("--steps=3", "other settings"), ("--rank=2", "other settings"), ("--rank=0", "at least 1")]
+)
+def test_runs_with_other_settings_are_not_mixed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str, said: str
+) -> None:
+    base = str(make_drawing_checkpoint(tmp_path / "draws"))
+    given = [base, "--steps=2", "--rank=4", "--tasks=2", "--pair-rates=1e-2", "--full-rates=1e-2"]
+    out = ["--out", str(tmp_path / "study")]
+    assert main([*given, *out]) == 0
+    before = (tmp_path / "study" / "low-rank.json").read_bytes()
+    assert main([*given, change, *out]) == 2
+    assert said in capsys.readouterr().err
+    assert (tmp_path / "study" / "low-rank.json").read_bytes() == before
