@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +22,21 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 def anyio_backend() -> str:
     """Runs `async def` tests and fixtures on asyncio, each test on its own loop (`anyio_mode` in pyproject.toml)."""
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """Undo what a test that starts a program in this process does to its logging."""
+    root, ours = logging.getLogger(), logging.getLogger("omni_r1")
+    handlers, levels = list(root.handlers), (root.level, ours.level)
+    hooks = sys.excepthook, threading.excepthook
+    yield
+    for handler in [one for one in root.handlers if one not in handlers]:
+        root.removeHandler(handler)
+    for logger, level in zip((root, ours), levels, strict=True):
+        logger.setLevel(level)
+    logging.captureWarnings(False)
+    sys.excepthook, threading.excepthook = hooks
 
 
 @pytest.fixture(scope="session")

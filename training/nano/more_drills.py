@@ -27,13 +27,23 @@ from training.data.token_sets import ImageCoder, id_to_code
 from training.jobs.loop import RunStopped, provenance
 from training.nano.stages import CONTEXT_LEN, cached_tokens
 from training.pesft.loop import SFTModel, SFTSpec, train_sft
-from training.world.drills import BETWEEN, VERIFYING
+from training.world.drills import AIMING, BETWEEN, VERIFYING
 
 TOKENS_A_STEP = 3_072
+SHARES = {"verifying": VERIFYING, "aiming": AIMING}
 
 
 def continue_base(
-    base: Path, out: Path, *, first_seed: int, drills: int, steps: int, lr: float, seed: int = 0, resume: bool = False
+    base: Path,
+    out: Path,
+    *,
+    first_seed: int,
+    drills: int,
+    steps: int,
+    lr: float,
+    seed: int = 0,
+    mix: str = "verifying",
+    resume: bool = False,
 ) -> Path:
     """Train on `drills` drills from `first_seed` and return the checkpoint's folder.
 
@@ -45,6 +55,7 @@ def continue_base(
         steps: of the optimiser, of 3,072 tokens each.
         lr: at its highest.
         seed: of the data order.
+        mix: of the kinds of drills, a key of `SHARES`.
         resume: continue an interrupted run.
 
     Raises:
@@ -57,7 +68,7 @@ def continue_base(
         raise ValueError(f"{base} has no VQ")
     out.mkdir(parents=True, exist_ok=True)
     templates = [Template(name, loaded.vocab, loaded.tokenizer) for name in ("plain", "tagged")]
-    build = partial(drill_set, first_seed, drills, ImageCoder(loaded.vq), templates, CONTEXT_LEN, shares=VERIFYING)
+    build = partial(drill_set, first_seed, drills, ImageCoder(loaded.vq), templates, CONTEXT_LEN, shares=SHARES[mix])
     data = cached_tokens(out / "data.npz", build)
     spec = SFTSpec(steps=steps, lr=lr, seed=seed, max_tokens=TOKENS_A_STEP, label=out.name)
     transformer = loaded.transformer.train().requires_grad_(True)
@@ -68,7 +79,7 @@ def continue_base(
     earlier = before.pop("before", [])
     lineage = {
         "stage": "base",
-        "drills": {"first_seed": first_seed, "count": drills, "shares": VERIFYING},
+        "drills": {"first_seed": first_seed, "count": drills, "shares": SHARES[mix]},
         "run": asdict(spec),
         "before": [before, *earlier],
         **provenance(),
@@ -95,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=5_000)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--mix", choices=sorted(SHARES), default="verifying")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--resume", action="store_true")
     given = vars(parser.parse_args(argv))

@@ -6,7 +6,7 @@ learns to copy by counting tokens, and shifts the copy by one code when the orde
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from random import Random
 
@@ -40,9 +40,22 @@ def random_view(rng: Random) -> View:
     return maker(rng)
 
 
-def bare_view(rng: Random) -> View:
+# Weights of the views that a base misplaced most after seven phases.
+HARD_TO_PLACE: dict[str, float] = {"things": 0.45, "rays": 0.2, "walls": 0.2, "table": 0.15}
+BARE: dict[str, float] = {
+    "things": 40,
+    "rays": 10,
+    "walls": 12,
+    "axes": 12,
+    "bars": 12,
+    "table": 8,
+    "curve": 6,
+}
+
+
+def bare_view(rng: Random, weights: Mapping[str, float] = BARE) -> View:
     """Sample a view with more than scattered dots and tiles, diagrams more often."""
-    return rng.choices((things, rays, walls, axes, bars, table, curve), (40, 10, 12, 12, 12, 8, 6))[0](rng)
+    return MAKERS[rng.choices(tuple(weights), tuple(weights.values()))[0]][0](rng)
 
 
 def drawing(rng: Random, view: View, extras_share: float = 0.6) -> Extra | None:

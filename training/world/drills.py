@@ -16,7 +16,7 @@ from typing import Final
 from PIL import Image
 
 from training.skills import apply
-from training.world.asking import MAKERS, MOVING, bare_view, drawing, random_view, stated, worded
+from training.world.asking import BARE, HARD_TO_PLACE, MAKERS, MOVING, bare_view, drawing, random_view, stated, worded
 from training.world.chain import say
 from training.world.scenes import random_action, random_image
 from training.world.views import Extra, View
@@ -69,6 +69,8 @@ VERIFYING: Final[dict[str, float]] = {
     "direct": 0.01,
     "chain": 0.02,
 }
+# The same, half of the orders on views that a base misplaces most.
+AIMING: Final[dict[str, float]] = {**VERIFYING, "order": 0.3, "aim": 0.36}
 BETWEEN: Final = "What was done between the two images?"
 
 
@@ -79,8 +81,8 @@ class Drill:
     "direct" and "chain" are tasks without images in the response: the template renders `steps` (texts; none for
     "direct") and `answer`, and `response` has the same as plain text. `earlier` is given before `image`: the image
     before the newest ink. `more` are further given orders, each with its requested image. "order" is "draw" or "move"
-    in plain words, on an image without other ink. "between" is the inverse of "order": the response names what changed
-    `earlier` into `image`.
+    in plain words, on an image without other ink; "aim" is an "order" on a view that is hard to place in. "between" is
+    the inverse of "order": the response names what changed `earlier` into `image`.
     """
 
     kind: str
@@ -95,7 +97,7 @@ class Drill:
 
 
 def make_drill(seed: int, *, kind: str | None = None, shares: Mapping[str, float] = KINDS) -> Drill:
-    """The drill of a seed; `kind` forces one of `KINDS`, "order" or "between", `shares` weight the kinds.
+    """The drill of a seed; `kind` forces one of `KINDS`, "order", "aim" or "between", `shares` weight the kinds.
 
     Raises:
         ValueError: a seed of the evaluation, or an unknown kind.
@@ -124,13 +126,15 @@ def make_drill(seed: int, *, kind: str | None = None, shares: Mapping[str, float
         return _move_drill(rng)
     if name == "order":
         return replace((_draw_drill if rng.random() < 0.8 else _move_drill)(rng, bare=True), kind=name)
+    if name == "aim":
+        return replace(_draw_drill(rng, bare=True, views=HARD_TO_PLACE), kind=name)
     if name == "between":
         return _between_drill(rng)
     if name == "ask":
         view = random_view(rng)
         question, answer = rng.choice(view.facts)
         return Drill(name, question, _inked(rng, view, 0.4)[-1] if "Where" in question else view.image, (answer,))
-    raise ValueError(f"unknown kind {name!r}: one of {', '.join((*KINDS, 'order', 'between'))}")
+    raise ValueError(f"unknown kind {name!r}: one of {', '.join((*KINDS, 'order', 'aim', 'between'))}")
 
 
 def _inked(rng: Random, view: View, share: float) -> list[Image.Image]:
@@ -156,10 +160,10 @@ def _is_named_zoom(given: Extra) -> bool:
     return given.action.name == "ZOOM" and given.before is None
 
 
-def _draw_drill(rng: Random, *, bare: bool = False) -> Drill:
+def _draw_drill(rng: Random, *, bare: bool = False, views: Mapping[str, float] = BARE) -> Drill:
     """One order that may refer to the newest ink, and up to three more that do not refer to earlier drawings."""
     while True:
-        view = bare_view(rng) if bare else random_view(rng)
+        view = bare_view(rng, views) if bare else random_view(rng)
         given = drawing(rng, view, 0.8 if bare else 0.6)
         if given is None or (bare and _is_named_zoom(given)):
             continue

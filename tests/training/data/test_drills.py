@@ -14,7 +14,7 @@ from training.data.drills import drill_images, render_drill
 from training.skills import Action, apply
 from training.world.asking import MAKERS, drawing, random_view, worded
 from training.world.canvas import COLOURS
-from training.world.drills import DRAWING, LOCATING, VERIFYING, make_drill
+from training.world.drills import AIMING, DRAWING, LOCATING, VERIFYING, make_drill
 from training.world.lines import axes, rays, walls
 
 INK = ("in there", "from there", "to its", "below it.", "above it.", "next ")  # references to earlier drawings
@@ -110,6 +110,16 @@ def test_plain_order_has_no_additions() -> None:
     assert {"I mark", "Mark "} <= {text[:6].rstrip("a") if text.startswith("I m") else text[:5] for text in words}
 
 
+def test_aiming_drills_are_orders_on_views_that_are_hard_to_place_in() -> None:
+    drills = [make_drill(seed, kind="aim") for seed in range(200)]
+    assert {drill.kind for drill in drills} == {"aim"}
+    words = " ".join(drill.prompt_text for drill in drills)
+    assert "black line" in words
+    assert "ray" in words
+    assert "column" in words
+    assert not any(word in words for word in ("axis", "bar ", "Tilt"))
+
+
 def test_inverse_drill_names_the_order_between_two_images() -> None:
     drills = [make_drill(seed, kind="between") for seed in range(300)]
     orders = [drill.response[0] for drill in drills]
@@ -128,7 +138,8 @@ def test_inverse_drill_names_the_order_between_two_images() -> None:
 
 def test_shares_weight_the_kinds_of_drills() -> None:
     assert {make_drill(seed, shares={"move": 1.0}).kind for seed in range(20)} == {"move"}
-    assert sum(DRAWING.values()) == sum(LOCATING.values()) == sum(VERIFYING.values()) == pytest.approx(1.0)
+    for shares in (DRAWING, LOCATING, VERIFYING, AIMING):
+        assert sum(shares.values()) == pytest.approx(1.0)
     drawn = [make_drill(seed, shares=DRAWING).kind for seed in range(300)]
     assert 0.7 < sum(kind in ("draw", "move") for kind in drawn) / 300 < 0.92
 
