@@ -30,7 +30,6 @@ from app.http.page_gate import PageGate
 from app.http.routes import responses
 from app.http.routes.api import API, ROUTES
 from app.http.stack import add_middleware
-from app.jobs.runner import COMMAND
 from app.parts import build_services
 from app.runtime import BuildUI, Runtime, UISlot
 from app.server import BAD_START, StudioServer, bind, run_app
@@ -53,7 +52,7 @@ def create_app(
     build_ui: BuildUI | None = None,
     home: Home | None = None,
     package_folder: Path = SHIPPED,
-    job_command: Sequence[str] = COMMAND,
+    job_command: Sequence[str] | None = None,
     spans: Spans | None = None,
 ) -> FastAPI:
     """The app on `generation`; its lifespan starts and stops everything. `app.state.runtime` is its runtime."""
@@ -104,7 +103,7 @@ def serve(
     *,
     generation: Generation | None = None,
     build_ui: BuildUI | None = build_page,
-    job_command: Sequence[str] = COMMAND,
+    job_command: Sequence[str] | None = None,
 ) -> int:
     """Run the studio until it is stopped; returns the exit code (0; 2 for a failed start)."""
     logs.configure(settings.log_format, settings.log_level)

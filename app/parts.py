@@ -21,7 +21,7 @@ from app.jobs.custom import CustomRules
 from app.jobs.datasets import DatasetStore
 from app.jobs.grader import Grader
 from app.jobs.intake import JobIntake
-from app.jobs.runner import COMMAND
+from app.jobs.process import COMMAND, ON_CLUSTER
 from app.jobs.runs import Runs
 from app.jobs.servers import ServerWatch
 from app.jobs.service import JobService
@@ -82,7 +82,7 @@ def build_services(
     generation: Generation,
     home: Home,
     package_folder: Path,
-    job_command: Sequence[str] = COMMAND,
+    job_command: Sequence[str] | None = None,
     spans: Spans | None = None,
 ) -> Services:
     """Build and wire all parts; opens and starts nothing."""
@@ -205,12 +205,23 @@ def _traces(
     return service, interventions
 
 
-def _jobs(core: _Core, registry: CheckpointRegistry, activation: Activation, command: Sequence[str]) -> JobService:
-    """The training jobs."""
+def _jobs(
+    core: _Core, registry: CheckpointRegistry, activation: Activation, command: Sequence[str] | None
+) -> JobService:
+    """The training jobs; `command` is their worker's, instead of the settings'."""
+    on_cluster = core.settings.jobs == "ray"
     custom = CustomRules(core.settings.rewards_dir)
     intake = JobIntake(core.db, registry, core.images, home=core.home, settings=core.settings, custom=custom)
     db, home = core.db, core.home
-    table = JobTable(db, lambda: home.server_id, home.jobs, core.metrics.job_ended, core.events.spans, core.mirror)
+    table = JobTable(
+        db,
+        lambda: home.server_id,
+        home.jobs,
+        core.metrics.job_ended,
+        core.events.spans,
+        core.mirror,
+        shares_devices=not on_cluster,
+    )
     return JobService(
         core.settings,
         db=db,
@@ -218,6 +229,6 @@ def _jobs(core: _Core, registry: CheckpointRegistry, activation: Activation, com
         checkpoints=registry,
         activation=activation,
         intake=intake,
-        command=command,
+        command=command or (ON_CLUSTER if on_cluster else COMMAND),
         table=table,
     )

@@ -162,7 +162,7 @@ def examine(port: int | None = None) -> Iterator[Finding]:
         ("disk", lambda: _disk(settings.home)),
         ("database", lambda: _database(settings)),
         ("store", lambda: _store(settings)),
-        *([("ray", _ray)] if settings.engine == "ray" else []),
+        *([("ray", _ray)] if "ray" in (settings.engine, settings.jobs) else []),
         ("key", lambda: _key(settings)),
         ("port", lambda: _port(settings.host, settings.port if port is None else port)),
     ]

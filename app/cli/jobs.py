@@ -353,6 +353,10 @@ def _row(job: Job) -> list[str]:
     ]
 
 
+def _disk_space(waiting: Mapping[str, Any]) -> str:
+    return f"for {waiting['needed_bytes']:,} bytes of disk space, {waiting['free_bytes']:,} free"
+
+
 def _progress(job: Job) -> str:
     progress = job["progress"]
     if progress is None:
@@ -372,7 +376,8 @@ def _lines(job: Job) -> Iterator[str]:
     if job["status"] == "running":
         yield f"progress     {_progress(job)}"
     if waiting := job["progress"] and job["progress"].get("waiting"):
-        yield f"waiting      for {waiting['needed_bytes']:,} bytes of disk space, {waiting['free_bytes']:,} free"
+        disk = waiting["for"] == "disk"
+        yield f"waiting      {_disk_space(waiting) if disk else waiting['detail']}"
     if job["resumable"]:
         yield f"resume       omni-r1 jobs resume {job['id']}"
     if job["error"]:

@@ -325,7 +325,7 @@ class Progress(TypedDict):
     step: int | None
     total: int | None
     eta_s: float | None
-    waiting: NotRequired[dict[str, Any] | None]  # {for, needed_bytes, free_bytes}
+    waiting: NotRequired[dict[str, Any] | None]  # {for, needed_bytes, free_bytes} or {for, detail}
 
 
 class JobError(TypedDict):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -107,11 +108,16 @@ class Settings(BaseSettings):
     context: int | None = Field(
         None, ge=64, le=LONGEST_CONTEXT, description="Tokens of a trace's context (default: the checkpoint's own)."
     )
+    jobs: Literal["local", "ray"] = Field(
+        "local", description="Where jobs run: `local`, on this machine, or `ray`, on the cluster of `RAY_ADDRESS`."
+    )
     max_queue: int = Field(64, ge=1, le=100_000, description="Queued traces before POST answers 429.")
     cpu_ranks: int = Field(
         1, ge=1, le=64, description="Processes that a job with `num_gpus` may have on a machine without GPUs."
     )
-    max_jobs: int = Field(2, ge=1, le=1000, description="Jobs that run in parallel; an `exclusive` job runs alone.")
+    max_jobs: int = Field(
+        2, ge=1, le=1000, description="Jobs that run in parallel; an `exclusive` job runs alone on this machine."
+    )
     job_patience_s: float = Field(
         60.0, gt=0, le=86_400, description="Seconds for a job's worker to save and stop before it is killed."
     )
@@ -255,6 +261,14 @@ class Settings(BaseSettings):
     def _replicas_need_ray(self) -> Settings:
         if self.engine == "local" and (self.replicas > 1 or self.gpus_per_replica is not None or self.retry):
             raise ValueError("OMNI_R1_REPLICAS, OMNI_R1_GPUS_PER_REPLICA and OMNI_R1_RETRY need OMNI_R1_ENGINE=ray")
+        return self
+
+    @model_validator(mode="after")
+    def _jobs_need_a_cluster(self) -> Settings:
+        if self.jobs == "ray" and not os.environ.get("RAY_ADDRESS"):
+            raise ValueError("OMNI_R1_JOBS=ray needs RAY_ADDRESS, the host:port of a Ray cluster's head")
+        if self.jobs == "ray" and find_spec("ray") is None:
+            raise ValueError("OMNI_R1_JOBS=ray needs Ray: pip install 'omni-r1-studio[ray]'")
         return self
 
     @model_validator(mode="after")

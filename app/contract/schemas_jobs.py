@@ -15,11 +15,12 @@ MAX_JOB_NAME = 100
 
 
 class WaitingOut(Out):
-    """What a running job waits for: space on the disk of its home."""
+    """What a running job waits for: space on the disk of its home, or room in a Ray cluster."""
 
-    for_: Literal["disk"] = Field(alias="for")
-    needed_bytes: int
-    free_bytes: int
+    for_: Literal["disk", "cluster"] = Field(alias="for")
+    needed_bytes: int | None = Field(None, description="of the disk")
+    free_bytes: int | None = Field(None, description="of the disk")
+    detail: str | None = Field(None, description="what the job needs of the cluster, and what that has")
 
 
 class ProgressOut(Out):

@@ -67,6 +67,7 @@ class JobIntake:
         self._home = home
         self._roots = (home.path, *settings.allowed_roots)
         self.custom = custom
+        self._on_cluster = settings.jobs == "ray"  # whose nodes this server does not know
         self._devices = partial(devices_found, settings.device, settings.cpu_ranks)
 
     async def bring(self, specs: Sequence[AnySpec]) -> None:
@@ -103,7 +104,7 @@ class JobIntake:
 
     def _require_devices(self, spec: AnySpec) -> None:
         asked = spec.num_gpus if isinstance(spec, PeSFTSpec) else 1
-        if asked > 1 and (why := too_few(asked, self._devices())) is not None:
+        if asked > 1 and not self._on_cluster and (why := too_few(asked, self._devices())) is not None:
             raise field_problem("invalid", "body.num_gpus", why)
 
     def _check_data(self, resolved: dict[str, Any], keys: Sequence[str]) -> None:

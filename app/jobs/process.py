@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from typing import Any
 
 import psutil
 
+COMMAND = (sys.executable, "-m", "training.jobs.worker")
+ON_CLUSTER = (sys.executable, "-m", "training.cluster.launcher")
 LOCK = "worker.lock"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # Linux only; elsewhere reboots cannot be detected
 _LOCK_BYTES = 256

@@ -18,14 +18,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from app.common import pools
 from app.common.locations import ROOT
-from app.jobs.process import WorkerProcess, exit_code, start_worker
+from app.jobs.process import COMMAND, WorkerProcess, exit_code, start_worker
 from app.jobs.watch import INTERRUPTED, End, Job, Tail, Watch, end_without_exit_code, logged_errors
 from training.jobs.context import JobError
 from training.jobs.disk import MARGIN_BYTES, WAITING, is_full
@@ -33,7 +32,6 @@ from training.jobs.folder import WorkerEvent, last_progress_only, log_tail, read
 
 log = logging.getLogger("omni_r1.jobs")
 
-COMMAND = (sys.executable, "-m", "training.jobs.worker")
 STOPPED = 3
 SECRETS = frozenset({"OMNI_R1_API_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"})  # not passed to workers
 RETRY_S = 2.0
@@ -126,7 +124,7 @@ class JobRunner:
         return list(self._tasks)
 
     def waiting(self, job_id: str) -> dict[str, Any] | None:
-        """What a running job waits for: `{for: "disk", needed_bytes, free_bytes}`, or None."""
+        """What a running job waits for, as `WaitingOut`, or None."""
         return self._waiting.get(job_id)
 
     # ---- start and stop

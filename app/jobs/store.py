@@ -53,8 +53,14 @@ class JobTable:
         ended: Callable[[End], None] = lambda _status: None,
         spans: Spans | None = None,
         mirror: Mirror | None = None,
+        *,
+        shares_devices: bool = True,
     ) -> None:
-        """`ended` is called once for each recorded end, from the thread that records it."""
+        """`ended` is called once for each recorded end, from the thread that records it.
+
+        Unless its jobs share devices, none waits for an `exclusive` one.
+        """
+        self._shares_devices = shares_devices
         self._db = db
         self._server_id = server_id
         self._folder = folder
@@ -99,9 +105,10 @@ class JobTable:
         running = connection.execute(sa.select(J.c.gpu).where(mine, J.c.status == "running")).scalars().all()
         query = sa.select(J.c.id, J.c.gpu).where(mine, J.c.status == "queued").order_by(J.c.id).limit(1)
         head = connection.execute(query).one_or_none()
-        if head is None or len(running) >= max_running or "exclusive" in running:
+        if head is None or len(running) >= max_running:
             return None
-        return None if head.gpu == "exclusive" and running else str(head.id)
+        alone = self._shares_devices and "exclusive" in (head.gpu, *running)
+        return None if alone and running else str(head.id)
 
     def left_over(self) -> list[Job]:
         """This server's jobs that are marked running or were ended by another server, oldest first."""

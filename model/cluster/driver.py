@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import pickle
 import sys
@@ -17,17 +16,11 @@ from typing import Any
 
 from model import log_lines
 from model.cluster.actor import EngineActor, Line, Relay
+from model.cluster.connect import RAY, ROOM_S, connect
 from model.cluster.frames import Batch, Connect, Connected, Create, Died, Kill, Post, Refused
-from model.cluster.words import STARTING, reach, want_of_room, why_died, why_refused
+from model.cluster.words import STARTING, want_of_room, why_died, why_refused
 from model.engine.link import ParentLink
 from model.engine.messages import EngineStatus
-
-# Ray's own settings, of a cluster of ours: no statistics to its makers, and actors as eager as the server.
-RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
-REACH_S = 10.0  # for something at the cluster's address to answer
-ONE_TRY = ("RAY_gcs_server_port_wait_time_s", "1")  # to speak to the head there; Ray's default is 20, of 30 s each
-ROOM_S = 5.0  # between looks for whether there is room for an actor that does not start
-OBJECT_STORE = 128 << 20  # bytes, of a cluster of our own: only images of questions pass through it
 
 
 class Driver:
@@ -58,7 +51,7 @@ class Driver:
         try:
             import ray
 
-            address = _init(order.replicas)
+            address = connect(own_cpus=order.replicas)
         except Exception as error:  # Ray has no class of its own for what goes wrong here
             self._parent.send(Refused(why_refused(error)))
             os._exit(0)
@@ -120,36 +113,6 @@ class Driver:
         actor = self._actors.pop(replica, None)
         if actor is not None:
             ray.kill(actor)
-
-
-def _init(num_replicas: int) -> str:
-    """Connect to the cluster of `RAY_ADDRESS`, or to a new one; returns its address.
-
-    Raises:
-        OSError, ValueError: as `reach`.
-        Exception: Ray's own.
-    """
-    import ray
-
-    _log_as_we_do()
-    quiet: Any = {"log_to_driver": False, "configure_logging": False}
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        reach(address, REACH_S)
-        os.environ.setdefault(*ONE_TRY)
-        context: Any = ray.init(address=address, **quiet)
-    else:
-        own: Any = {"num_cpus": num_replicas, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
-        context = ray.init(address="local", **own, **quiet)
-    return str(context.address_info["address"])
-
-
-def _log_as_we_do() -> None:
-    """Give Ray's records to our log; its warnings, also of what is as it should be, at level debug only."""
-    theirs, is_wanted = logging.getLogger("ray"), logging.getLogger("omni_r1").isEnabledFor(logging.DEBUG)
-    theirs.handlers.clear()
-    theirs.propagate = True
-    theirs.setLevel(logging.INFO if is_wanted else logging.ERROR)
 
 
 async def main(fd: int) -> None:

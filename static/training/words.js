@@ -27,7 +27,7 @@ export function statusOf(job) {
     case 'running':
       if (job.cancelRequested) return { tone: 'run', text: 'stopping at the end of this step' };
       return job.progress?.waiting
-        ? { tone: 'wait', text: 'waiting for disk space' }
+        ? { tone: 'wait', text: waitsFor(job.progress.waiting) }
         : { tone: 'run', text: 'running' };
     case 'succeeded':
       return { tone: 'done', text: 'done' };
@@ -318,9 +318,11 @@ export function bytes(value) {
   return `${at ? (value / 1000 ** at).toFixed(1) : value} ${units[at]}`;
 }
 
-/** `needs 1.2 GB of disk space, 3.0 MB free`, for a waiting job. */
-export const roomOf = ({ needed_bytes: needed, free_bytes: free }) =>
-  `needs ${bytes(needed)} of disk space, ${bytes(free)} free`;
+const waitsFor = (waiting) => (waiting.for === 'disk' ? 'waiting for disk space' : 'waiting for room in the cluster');
+
+/** `needs 1.2 GB of disk space, 3.0 MB free`, for a waiting job; of a cluster what the server says. */
+export const roomOf = ({ for: what, needed_bytes: needed, free_bytes: free, detail }) =>
+  what === 'disk' ? `needs ${bytes(needed)} of disk space, ${bytes(free)} free` : detail;
 
 /** `step 40 of 60 · 2 min left` for a running job. */
 export function progressOf({ status, progress }) {

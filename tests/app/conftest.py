@@ -25,7 +25,7 @@ from app.common.settings import Settings
 from app.common.spans import Spans
 from app.http.connections import ConnectionGuard
 from app.http.deps import Services
-from app.jobs.runner import COMMAND
+from app.jobs.process import COMMAND
 from app.main import create_app
 from app.runtime import Runtime
 from app.server import bind, server_config

@@ -1,4 +1,7 @@
-"""A pytest plugin (`-p tests.cluster.on_ray`, see `make test-ray`): real servers run on a Ray cluster of two nodes."""
+"""A pytest plugin (`-p tests.cluster.on_ray`, see `make test-ray`): real servers run on a Ray cluster of two nodes.
+
+So do their engines and their jobs.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from tests.cluster.nodes import Nodes
 from tests.e2e import real_server
 
 NODES = pytest.StashKey[Nodes]()
-SETTINGS = {"OMNI_R1_ENGINE": "ray", "OMNI_R1_REPLICAS": "2"}
+SETTINGS = {"OMNI_R1_ENGINE": "ray", "OMNI_R1_REPLICAS": "2", "OMNI_R1_JOBS": "ray"}
 CPUS = 4  # of each node: a test may run several servers
 
 

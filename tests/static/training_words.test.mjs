@@ -84,6 +84,9 @@ test('job waiting for disk space has a text', () => {
   assert.equal(progressOf({ status: 'running', progress }), 'needs 1.2 GB of disk space, 3.0 MB free');
   assert.equal(statusOf({ status: 'running', progress }).text, 'waiting for disk space');
   assert.match(statusOf({ status: 'running', progress, cancelRequested: true }).text, /stopping/);
+  const inCluster = { ...progress, waiting: { for: 'cluster', detail: 'needs 1 CPU and 2 GPU, 0 GPU free' } };
+  assert.equal(progressOf({ status: 'running', progress: inCluster }), 'needs 1 CPU and 2 GPU, 0 GPU free');
+  assert.equal(statusOf({ status: 'running', progress: inCluster }).text, 'waiting for room in the cluster');
   assert.deepEqual([0, 999, 1000, 5e15].map(bytes), ['0 bytes', '999 bytes', '1.0 kB', '5000.0 TB']);
   const works = withJob(initialJob('j'), { id: 'j', status: 'running', progress: { ...progress, waiting: undefined } });
   const waits = withWaiting(works, { progress });

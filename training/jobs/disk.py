@@ -177,17 +177,18 @@ class Disk:
         begins = self._shown is None
         if waiting != self._shown:
             self._shown = waiting
-            self._note(waiting)
+            self.note(waiting)
         if begins:
             self._on_wait(waiting)
 
     def _over(self) -> None:
         if self._shown is not None:
             self._shown = None
-            self._note(None)
+            self.note(None)
             self._on_room()
 
-    def _note(self, waiting: Mapping[str, Any] | None) -> None:
+    def note(self, waiting: Mapping[str, Any] | None) -> None:
+        """Write what the job waits for, or that it waits for nothing, to ``waiting.json``."""
         self.prepare()
         if self._slot is not None:
             with contextlib.suppress(OSError):

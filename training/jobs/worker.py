@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         job = json.loads((folder / "job.json").read_text("utf-8"))
         threads, ranks = int(job["spec"].get("threads", 1)), int(job["spec"].get("num_gpus", 1))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return _fail(NO_WAIT, folder, "bad_job", f"{folder / 'job.json'}: {error}")
+        return fail(NO_WAIT, folder, "bad_job", f"{folder / 'job.json'}: {error}")
     # Must precede the import of torch, whose thread pools take their size from here.
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     _lower_priority()
@@ -77,7 +77,7 @@ def _run_ranks(folder: Path, job: Mapping[str, Any], *, resume: bool) -> int:
     try:
         return run_ranks(folder, job, resume=resume, stopped=STOPPED)
     except JobError as error:
-        return _fail(NO_WAIT, folder, error.code, error.detail)
+        return fail(NO_WAIT, folder, error.code, error.detail)
 
 
 def run_job(
@@ -145,11 +145,11 @@ def run_job(
             log.log("stopped at a step boundary; the state is saved")
             return STOPPED
         except KeyboardInterrupt:  # the second signal
-            return _fail(log.disk, folder, "killed", "a second signal ended the job before its state was saved")
+            return fail(log.disk, folder, "killed", "a second signal ended the job before its state was saved")
         except JobError as error:
-            return _fail(log.disk, folder, error.code, error.detail, ranks)
+            return fail(log.disk, folder, error.code, error.detail, ranks)
         except ValidationError as error:
-            return _fail(log.disk, folder, "bad_spec", str(error), ranks)
+            return fail(log.disk, folder, "bad_spec", str(error), ranks)
         except Exception as error:
             if stop and is_full(error):
                 _write_log(f"stopped while waiting for disk space ({error}); progress after the last save is lost\n")
@@ -157,7 +157,7 @@ def run_job(
             if stop and not ranks.first:  # rank 0 stopped where nothing needs saving, and left this one waiting
                 return STOPPED
             _write_log(traceback.format_exc())
-            return _fail(log.disk, folder, *_classify(error, (MemoryError, torch.OutOfMemoryError)), ranks)
+            return fail(log.disk, folder, *_classify(error, (MemoryError, torch.OutOfMemoryError)), ranks)
 
 
 def _pin_data(disk: Disk, folder: Path, job: Mapping[str, Any]) -> None:
@@ -197,7 +197,7 @@ def _classify(error: Exception, no_memory: tuple[type[Exception], ...]) -> tuple
     return "internal", detail
 
 
-def _fail(disk: Disk, folder: Path, code: str, detail: str, ranks: Ranks = ALONE) -> int:
+def fail(disk: Disk, folder: Path, code: str, detail: str, ranks: Ranks = ALONE) -> int:
     """Report a failure. Of several ranks the first report counts: losing a rank is what fails the others."""
     if ranks.size > 1:
         detail = f"rank {ranks.rank}: {detail}"
