@@ -13,6 +13,7 @@ from pathlib import Path
 
 from model.checkpoint.shards import TensorEntry, read_entries
 from model.config import LONGEST_CONTEXT, ModelConfig, TransformerConfig, VQConfig
+from model.paging import CHUNK, PAGE, pages_of
 from model.quantisation import BLOCK, QuantKind
 
 VQ_PREFIX = "model.vqmodel."
@@ -34,6 +35,7 @@ class MemoryNeeds:
     kv_per_token: int
     work_per_token: int
     work_fixed: int
+    paged: bool = False  # keys and values lie in pages, and a prefill has passes of `CHUNK` pages
 
     def room(self, memory: int) -> int:
         """Bytes of ``memory`` left for sequences."""
@@ -43,23 +45,37 @@ class MemoryNeeds:
         """Positions of one trace that has the device to itself, at most `LONGEST_CONTEXT`; 0 if none fits."""
         if self.loading_peak > memory:
             return 0
+        if self.paged:
+            return min(LONGEST_CONTEXT, self.kv_budget(memory, LONGEST_CONTEXT) // (self.kv_per_token * PAGE) * PAGE)
         return max(0, min(LONGEST_CONTEXT, self.room(memory) // (self.kv_per_token + self.work_per_token)))
 
+    def kv_budget(self, memory: int, context: int) -> int:
+        """Bytes of ``memory`` left for keys and values while a trace of ``context`` positions prefills."""
+        at_once = min(context, CHUNK * PAGE) if self.paged else context
+        return max(0, self.room(memory) - self.work_per_token * at_once)
+
+    def kv_of(self, context: int) -> int:
+        """Bytes of the keys and values of a whole context."""
+        return self.kv_per_token * (PAGE * pages_of(context) if self.paged else context)
+
     def slots(self, memory: int, context: int, most: int) -> int:
-        """Traces of ``context`` positions that run at once, at most ``most``; one of them prefills at a time."""
-        left = self.room(memory) - self.work_per_token * context
-        return max(0, min(most, left // (self.kv_per_token * context)))
+        """Traces that fill ``context`` positions and run at once, at most ``most``."""
+        return min(most, self.kv_budget(memory, context) // self.kv_of(context))
 
 
-def needs_of(folder: Path, *, width: int, device: str, quant: QuantKind | None = None) -> MemoryNeeds:
+def needs_of(
+    folder: Path, *, width: int, device: str, quant: QuantKind | None = None, paged: bool | None = None
+) -> MemoryNeeds:
     """What the checkpoint in ``folder`` needs with numbers of ``width`` bytes (4: fp32, 2: bf16); the VQ is in fp32.
 
-    ``quant``: projections and head take one byte a number, and four for the scale of each output.
+    ``quant``: projections and head take one byte a number, and four for the scale of each output. ``paged``: whether
+    keys and values lie in pages; None: as a GPU of the last years serves them.
 
     Raises:
         CheckpointError, ConfigError: the folder is invalid.
     """
-    return memory_needs(ModelConfig.read(folder), read_entries(folder), width=width, device=device, quant=quant)
+    config, entries = ModelConfig.read(folder), read_entries(folder)
+    return memory_needs(config, entries, width=width, device=device, quant=quant, paged=paged)
 
 
 def memory_needs(
@@ -69,6 +85,7 @@ def memory_needs(
     width: int,
     device: str = "cpu",
     quant: QuantKind | None = None,
+    paged: bool | None = None,
 ) -> MemoryNeeds:
     """:func:`needs_of` for a config and tensor entries that are already read."""
     t = config.transformer
@@ -89,6 +106,7 @@ def memory_needs(
         kv_per_token=2 * t.num_layers * t.num_kv_heads * t.head_dim * width,
         work_per_token=width * (6 * t.hidden_size + 4 * t.intermediate_size) + 4 * 6 * t.hidden_size,
         work_fixed=image_work(config.vq) + RUNTIME_BYTES[device] + (0 if quant is None else (width + restored) * BLOCK),
+        paged=(device == "cuda" and width == 2) if paged is None else paged,
     )
 
 

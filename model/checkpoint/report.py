@@ -56,6 +56,7 @@ def folder_report(
         "kv_bytes_per_token": needs.kv_per_token,
         "max_context": longest,
         "concurrent_traces": needs.slots(memory, own, MOST_TRACES) if own else 0,
+        "kv_tokens": min(MOST_TRACES * own, needs.kv_budget(memory, own) // needs.kv_per_token) if own else 0,
         "fits": longest >= USEFUL_CONTEXT,
         "train": training_needs(config, entries, width=WIDTHS[dtype], device=device),
         "train_full_pesft_per_device": {

@@ -22,14 +22,14 @@ import torch
 from model.engine.phases import Legal, Phase
 from model.engine.scheduler import Scheduler
 from model.engine.sequence import Chosen, Draws, Fork, Sequence, SequenceOutput, Status, sample_seed
-from model.nets.kv_cache import KVCache
+from model.nets.slot_cache import SequenceCache
 from model.seeds import mixed_seed
 
 
 class Candidates:
     """Forks sequences, and joins them again. Belongs to an engine."""
 
-    def __init__(self, scheduler: Scheduler, cache: KVCache, remove: Callable[[Sequence, Status], None]) -> None:
+    def __init__(self, scheduler: Scheduler, cache: SequenceCache, remove: Callable[[Sequence, Status], None]) -> None:
         """`remove` frees a sequence's slot."""
         self._scheduler, self._cache, self._remove = scheduler, cache, remove
 

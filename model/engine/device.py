@@ -8,6 +8,7 @@ import psutil
 import torch
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+CPU_SLOTS = 64  # more sequences at once take memory and are hardly faster on a CPU
 
 
 class DeviceError(ValueError):
@@ -75,3 +76,8 @@ def _cgroup(name: str) -> list[int]:
         return [int(words[words.index("inactive_file") + 1 if len(words) > 1 else 0])]
     except (OSError, ValueError):
         return []
+
+
+def useful_slots(wanted: int, device: torch.device) -> int:
+    """Number of `wanted` sequences worth running at once on a device."""
+    return min(wanted, CPU_SLOTS) if device.type == "cpu" else wanted

@@ -1,9 +1,9 @@
 """The synchronous core: continuous batching of many sequences over one set of weights.
 
-Knows token ids, slots and weights; it knows no text, images, processes or clocks. One call of `step` admits waiting
-sequences, prefills each one separately in one piece, and samples one token for every running sequence, or several codes
-of an image (`drafts.py`). Sequences in a batch share only the kernels, whose rounding depends on the number of rows: in
-fp32, log-probabilities move by less than 1e-4, so tokens only change where a choice lies within 1e-4.
+Knows token ids, slots and weights; no text, images, processes or clocks. One call of `step` admits waiting sequences,
+prefills each one separately, and samples one token for every running sequence, or several codes of an image
+(`drafts.py`). Sequences in a batch share only the kernels, whose rounding depends on the number of rows: in fp32,
+log-probabilities move by less than 1e-4, so tokens only change where a choice lies within 1e-4.
 
     engine = Engine(loaded.transformer, loaded.vocab, loaded.template, num_slots=16)
     completions = engine.generate(prompts, SamplingParams(temperature=0.0))
@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -36,14 +37,13 @@ from model.engine.sequence import (
 )
 from model.nets.attention import Attention, PackedAttention, PackedLayout
 from model.nets.decode_step import DecodeStep
-from model.nets.kv_cache import DecodeAttention, KVCache, PrefillAttention
+from model.nets.page_cache import PageCache
 from model.nets.quantised import is_quantised, product
+from model.nets.slot_cache import SequenceCache, SlotCache
 from model.nets.transformer import LayerWeights, Transformer
-from model.nets.window_attention import WindowAttention
+from model.paging import PAGE
 from model.speculation import WINDOW
 from model.text.vocab import Vocabulary
-
-CPU_SLOTS = 64  # more rows take memory and are hardly faster on a CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +70,18 @@ class Engine:
         admissions_per_step: int = 2,
         keep_parameters: bool = True,
         speculation: int = WINDOW,
+        num_pages: int | None = None,
+        page: int = PAGE,
     ) -> None:
         """`template` provides the ids that may be sampled as text, except begin-image.
 
-        Without `keep_parameters` (for serving: no `refresh` afterwards) every layer's parameters are freed as soon as
-        the engine has its own copy, so that the weights are in memory once. `speculation` is the most codes of an image
-        that one pass may give; 0 means one.
+        Without `keep_parameters` (for serving: no `refresh` afterwards) every layer's parameters are freed once the
+        engine has its own copy. `speculation` is the most codes of an image that one pass may give; 0 means one. With
+        `num_pages`, keys and values lie in so many pages of `page` positions, which sequences take as they grow;
+        otherwise each slot has a whole context.
 
         Raises:
-            ValueError: the context exceeds the model's.
+            ValueError: the context exceeds the model's, or the pages do not hold one.
         """
         config = transformer.config
         context_len = context_len or config.max_position_embeddings
@@ -95,10 +98,8 @@ class Engine:
         self._params: RowParams | None = None
         self.num_steps = self.num_prefills = 0
         self._stack(release=not keep_parameters)
-        self.cache = KVCache(config, num_slots, context_len, device=self.device, dtype=self.dtype)
-        groups = config.num_heads // config.num_kv_heads
-        self._attention = DecodeAttention(self.cache, groups=groups)
-        self._windows = WindowAttention(self.cache, groups=groups)
+        kind = SlotCache if num_pages is None else partial(PageCache, num_pages=num_pages, page=page)
+        self.cache: SequenceCache = kind(config, num_slots, context_len, device=self.device, dtype=self.dtype)
         self._drafts = Drafts(self.rules, speculation)
         self._step = DecodeStep(transformer) if DecodeStep.serves(transformer) else None
         self._candidates = Candidates(self.scheduler, self.cache, self._remove)
@@ -106,6 +107,7 @@ class Engine:
     def refresh(self) -> None:
         """Rebuild the stacked weights from the module's parameters; call after every optimiser step."""
         self._stack(release=False)
+        self.cache.forget()
 
     @torch.no_grad()
     def _stack(self, *, release: bool) -> None:
@@ -126,8 +128,7 @@ class Engine:
         for sequence in list(self.scheduler.running):
             for member in (sequence,) if sequence.fork is None else sequence.fork.members:
                 self.scheduler.remove(member, Status.ABORTED)
-        for slot in range(self.cache.num_slots):
-            self.cache.clear(slot)
+        self.cache.reset()
         self._params = None
 
     @property
@@ -239,20 +240,17 @@ class Engine:
 
         The codes of an image with candidates are returned together, once one has been chosen.
         """
-        admitted = self.scheduler.admit()
-        for sequence in admitted:
+        for sequence in self.scheduler.admit(lambda new: self.cache.has_room([s.position + 1 for s in new])):
             self._fill(sequence)
-        if admitted:
             self._params = None
-        running = self.scheduler.running
-        if not running:
+        if not self.scheduler.running:
             return []
         self.num_steps += 1
-        stepped = list(running)
-        guesses = self._drafts.guesses(stepped)
+        stepped, guesses = self._with_room()
         if guesses is None:
             self._params = self._params or RowParams.of([s.params for s in stepped], self.device)
-            tokens, logprobs = self._draw(stepped, self._decode(stepped), self._params)
+            last = self.cache.decode([s.last_token for s in stepped], [s.position for s in stepped])
+            tokens, logprobs = self._draw(stepped, self._forward(*last), self._params)
             each = [[self._push(*row)] for row in zip(stepped, tokens, logprobs, strict=True)]
         else:
             each = self._verify(stepped, guesses)
@@ -292,24 +290,29 @@ class Engine:
         length, slot, shared = sequence.position, sequence.slot, sequence.shared
         rows = shared.rows if sequence.kv is None and shared is not None else sequence.kv
         if rows is not None and rows.shape[-2] == length:
-            self.cache.restore(slot, rows)
-        elif length:
-            self.num_prefills += 1
-            ids = torch.tensor(sequence.prefix, device=self.device)
-            positions = torch.arange(length, device=self.device)
-            self.transformer(ids, positions, PrefillAttention(self.cache, slot), weights=self._layers)
-            if shared is not None:
+            self.cache.restore(slot, sequence.prefix, rows)
+        else:
+            self.num_prefills += length > 0
+            self.cache.prefill(slot, sequence.prefix, partial(self.transformer, weights=self._layers))
+            if shared is not None and length:
                 shared.rows = self.cache.export(slot, length)
         sequence.kv = sequence.shared = None
-        self._attention.open(slot, length)
         self._candidates.fork(sequence)
 
-    def _decode(self, running: list[Sequence]) -> Tensor:
-        """Decode the last token of every row -> hidden states [n, D]."""
-        ids, positions = [s.last_token for s in running], [s.position for s in running]
-        both = torch.tensor([ids, positions]).to(self.device)
-        self._attention.begin(both[1], max(positions) + 1)
-        return self._forward(both[0], both[1], self._attention)
+    def _with_room(self) -> tuple[list[Sequence], list[list[int]] | None]:
+        """The running sequences and their guesses; the newest ones wait until there is room for what they write."""
+        while True:
+            stepped = list(self.scheduler.running)
+            guesses = self._drafts.guesses(stepped)
+            if not self.cache.grows:
+                return stepped, guesses
+            widths = [1] * len(stepped) if guesses is None else [1 + len(guess) for guess in guesses]
+            needs = sorted(zip(stepped, widths, strict=True), key=lambda need: need[0].admission)
+            if all(self.cache.reserve(s.slot, s.position + width) for s, width in needs):
+                return stepped, guesses
+            newest = needs[-1][0]
+            self._remove(newest, Status.WAITING)
+            self.scheduler.add_first([newest])
 
     def _forward(self, ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
         if self._step is not None:
@@ -320,8 +323,7 @@ class Engine:
         """Draw the next token of every row, and those after it as long as they are as guessed."""
         widths = [1 + len(guess) for guess in guesses]
         ids = [token for s, guess in zip(running, guesses, strict=True) for token in (s.last_token, *guess)]
-        positions = self._windows.begin([s.position for s in running], widths)
-        hidden = self._forward(torch.tensor(ids).to(self.device), positions, self._windows)
+        hidden = self._forward(*self.cache.windows(ids, [s.position for s in running], widths))
         places = [s for s, width in zip(running, widths, strict=True) for _ in range(width)]
         params = RowParams.of([s.params for s in places], self.device)
         tokens, logprobs = self._draw(places, hidden, params, [place for width in widths for place in range(width)])
@@ -337,7 +339,7 @@ class Engine:
             count = num_accepted(drawn, guess)
             codes = zip(drawn[:count], logprobs[start : start + count], range(1, count + 1), strict=True)
             outputs = [self._push(sequence, t, logprob, ends_pass=n == count) for t, logprob, n in codes]
-            self._attention.open_more(sequence.slot, first, first + count)
+            self.cache.settle(sequence.slot, first, first + count)
             if guess:
                 self._drafts.settle(sequence, drawn, count)
             start += len(drawn)
@@ -391,10 +393,6 @@ class Engine:
         moved = self.scheduler.remove(sequence, status)
         self._params = None
         if moved is not None:
-            self.cache.copy(self.num_running, slot, moved.position)
-            self._attention.open(slot, moved.position)
-
-
-def useful_slots(wanted: int, device: torch.device) -> int:
-    """Number of `wanted` sequences worth running at once on a device."""
-    return min(wanted, CPU_SLOTS) if device.type == "cpu" else wanted
+            self.cache.move(self.num_running, slot, moved.position)
+        elif slot >= 0:
+            self.cache.free(slot)

@@ -7,7 +7,7 @@ sequences. When a sequence ends, the last one moves into its slot.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from model.engine.sequence import Sequence, Status
 
@@ -23,6 +23,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self._admissions = 0
+        self.lacks_room = False  # the first waiting sequence has not found room
 
     @property
     def is_idle(self) -> bool:
@@ -40,12 +41,20 @@ class Scheduler:
             sequence.status = Status.WAITING
         self.waiting = deque([*sequences, *self.waiting])
 
-    def admit(self) -> list[Sequence]:
-        """Assign free slots to the first waiting sequences; return those."""
+    def admit(self, fit: Callable[[list[Sequence]], bool] = lambda _: True) -> list[Sequence]:
+        """Assign free slots to the first waiting sequences; return those.
+
+        `fit` says whether those admitted in this call have room beside the running ones; none overtakes one that waits
+        for room.
+        """
         admitted: list[Sequence] = []
+        self.lacks_room = False
         while len(self.running) < self.num_slots and len(admitted) < self.admissions_per_step:
             sequence = next((s for s in self.waiting if self._may_run(s)), None)
             if sequence is None:
+                break
+            if not fit([*admitted, sequence]):
+                self.lacks_room = True
                 break
             self.waiting.remove(sequence)
             self._admissions += 1

@@ -73,7 +73,7 @@ class KVCache:
         self.keys[:, slot, :, start:] = 0.0
         self.values[:, slot, :, start:] = 0.0
 
-    def restore(self, slot: int, rows: Tensor) -> None:
+    def write_rows(self, slot: int, rows: Tensor) -> None:
         """Write back the result of :meth:`export`."""
         length = rows.shape[-2]
         self.keys[:, slot, :, :length] = rows[0]

@@ -98,6 +98,7 @@ class Model:
             loaded.vocab,
             loaded.template,
             num_slots=plan.num_slots,
+            num_pages=plan.num_pages,
             admissions_per_step=ADMISSIONS,
             keep_parameters=False,
             speculation=settings.speculation,

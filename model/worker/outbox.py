@@ -32,7 +32,8 @@ class Outbox:
         """Queue the positions in full engines' queues that have changed."""
         for model in self._models:
             scheduler = model.engine.scheduler
-            if not scheduler.waiting or len(scheduler.running) < scheduler.num_slots:
+            is_full = scheduler.lacks_room or len(scheduler.running) >= scheduler.num_slots
+            if not scheduler.waiting or not is_full:
                 continue
             for position, sequence in enumerate(scheduler.waiting):
                 request = self._live[sequence.request_id]

@@ -12,6 +12,8 @@ from model.checkpoint.shards import CheckpointError, read_entries
 from model.config import ConfigError, ModelConfig
 from model.engine.commands import Configure
 from model.engine.messages import Footprint
+from model.nets.paged_attention import has_kernel
+from model.paging import PAGE
 from model.precision import serving_dtype
 from model.quantisation import QuantKind
 
@@ -21,13 +23,17 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class ServingPlan:
-    """Precision and form of the weights, tokens of a context, contexts in the KV cache, and the memory of all that."""
+    """Precision and form of the weights, tokens of a context, traces at once, and the memory of all that.
+
+    `num_pages`: of the KV cache; None: it has a context for each trace.
+    """
 
     dtype: torch.dtype
     context_len: int
     num_slots: int
     footprint: Footprint
     quant: QuantKind | None = None
+    num_pages: int | None = None
 
 
 def serving_plan(folder: Path, settings: Configure, device: torch.device, memory: int) -> ServingPlan:
@@ -48,10 +54,10 @@ def serving_plan(folder: Path, settings: Configure, device: torch.device, memory
         raise _too_little(f"a context of {context:,} tokens holds no image: one takes {image:,} (OMNI_R1_CONTEXT)")
     if settings.quant == "fp8" and device.type == "mps":
         raise CheckpointError("unsupported", "OMNI_R1_QUANT=fp8: an Apple GPU has no such numbers; int8 works there")
-    entries = read_entries(folder)
+    entries, paged = read_entries(folder), has_kernel(device, dtype)
 
     def needs_with(quant: QuantKind | None) -> MemoryNeeds:
-        return memory_needs(config, entries, width=dtype.itemsize, device=device.type, quant=quant)
+        return memory_needs(config, entries, width=dtype.itemsize, device=device.type, quant=quant, paged=paged)
 
     needs = needs_with(settings.quant)
     if needs.loading_peak > memory:
@@ -61,23 +67,25 @@ def serving_plan(folder: Path, settings: Configure, device: torch.device, memory
             f"{device.type} has {_size(memory)} for it{_half(dtype)}"
             f"{'; OMNI_R1_QUANT=int8 stores a number in one byte' * byte}"
         )
-    one = needs.kv_per_token * context
-    if settings.kv_mb is not None:
-        budget = settings.kv_mb << 20
-        slots = min(settings.num_slots, budget // one)
-    else:
-        budget = max(0, needs.room(memory) - needs.work_per_token * context)
-        slots = needs.slots(memory, context, settings.num_slots)
+    one = needs.kv_of(context)
+    budget = needs.kv_budget(memory, context) if settings.kv_mb is None else settings.kv_mb << 20
+    slots = min(settings.num_slots, budget // one)
     if not slots:
-        fits = budget // needs.kv_per_token
+        fits = budget // needs.kv_of(1) * PAGE if paged else budget // needs.kv_per_token
         source = "OMNI_R1_KV_MB allows" if settings.kv_mb is not None else "the device has, beside the weights,"
         remedy = f"set OMNI_R1_CONTEXT to at most {fits:,}" if fits > image else f"one image takes {image:,} tokens"
         raise _too_little(
             f"a trace of {context:,} tokens takes {_size(one)} of keys and values, "
             f"and {source} {_size(budget)}: {remedy}"
         )
-    resident = needs.weights + slots * one
-    return ServingPlan(dtype, context, slots, Footprint(resident, max(resident, needs.loading_peak)), settings.quant)
+    pages, held = None, slots * one
+    if paged:  # traces take pages as they grow, so more of them run than whole contexts fit
+        slots, held = settings.num_slots, min(budget, settings.num_slots * one)
+        pages = held // needs.kv_of(1)
+        held = pages * needs.kv_of(1)
+    resident = needs.weights + held
+    footprint = Footprint(resident, max(resident, needs.loading_peak))
+    return ServingPlan(dtype, context, slots, footprint, settings.quant, pages)
 
 
 def _size(count: int) -> str:

@@ -34,7 +34,9 @@ from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.engine.engine import Engine
 from model.engine.sequence import SamplingParams
 from model.nets.attention import CausalAttention
+from model.nets.paged_attention import has_kernel
 from model.nets.transformer import Transformer
+from model.paging import pages_of
 from tests.benchmarks.gpu_training import lora_perpo, lora_pesft
 from tests.model.sparse import chameleon_config, sparse_checkpoint
 
@@ -171,10 +173,10 @@ def decode(rig: Rig) -> Result:
     return found
 
 
-def _decode(rig: Rig, batch: int, length: int, steps: int = 48) -> Result:
+def _decode(rig: Rig, batch: int, length: int, steps: int = 48, paged: bool | None = None) -> Result:
     loaded = rig.model
     steps = 4 if rig.dry else steps
-    engine = text_engine(rig, batch, length + 2 * steps + 16)
+    engine = text_engine(rig, batch, length + 2 * steps + 16, paged)
     prompt = random_text(rig, length)
     params = SamplingParams(temperature=1.0, max_new_tokens=2 * steps + 8, max_images=0)
     for row in range(batch):
@@ -204,9 +206,10 @@ def kernels(engine: Engine) -> float:
     return len([event for event in seen.events() if "Mem" not in event.name]) / 4
 
 
-def text_engine(rig: Rig, slots: int, context: int) -> Engine:
-    """An engine that never draws."""
+def text_engine(rig: Rig, slots: int, context: int, paged: bool | None = None) -> Engine:
+    """An engine that never draws, with keys and values in pages or not; None: as it would be served."""
     loaded = rig.model
+    paged = has_kernel(torch.device(rig.device), torch.bfloat16) if paged is None else paged
     return Engine(
         loaded.transformer,
         loaded.vocab,
@@ -214,7 +217,19 @@ def text_engine(rig: Rig, slots: int, context: int) -> Engine:
         num_slots=slots,
         context_len=context,
         admissions_per_step=slots,
+        num_pages=slots * pages_of(context) if paged else None,
     )
+
+
+def pages(rig: Rig) -> Result:
+    """Tokens a second of 16 rows of 2,048 positions in pages and in whole contexts, and equal greedy tokens of one."""
+    rows, length, new = (2, 32, 8) if rig.dry else (16, 2_048, 48)
+    params = SamplingParams(temperature=0.0, max_new_tokens=new, max_images=0)
+    engines = (text_engine(rig, 1, length + new, paged) for paged in (True, False))
+    first, second = (engine.generate([random_text(rig, length)], params)[0].token_ids for engine in engines)
+    paged, whole = (_decode(rig, rows, length, paged=paged)["tokens_s"] for paged in (True, False))
+    found = {"kernel": has_kernel(torch.device(rig.device), torch.bfloat16), "tokens_s": paged, "ratio": paged / whole}
+    return found | {"tokens": len(second), "equal": sum(a == b for a, b in zip(first, second, strict=False))}
 
 
 def random_text(rig: Rig, length: int) -> list[int]:
@@ -289,6 +304,7 @@ PARTS: dict[str, tuple[Callable[[Rig], Result], int]] = {  # and the limit in se
     "bandwidth": (copy_bandwidth, 20),
     "equality": (equality, 40),
     "decode": (decode, 120),
+    "pages": (pages, 40),
     "generate": (against_generate, 90),
     "lora_pesft": (lambda rig: lora_pesft(rig.model, rig.device, dry=rig.dry), 90),
     "lora_perpo": (lambda rig: lora_perpo(rig.model, rig.device, dry=rig.dry), 90),

@@ -24,7 +24,8 @@ import torch
 from PIL import Image
 
 from model.checkpoint.checkpoint import CheckpointError, load_checkpoint
-from model.engine.engine import Completion, Engine, useful_slots
+from model.engine.device import useful_slots
+from model.engine.engine import Completion, Engine
 from model.engine.sequence import SamplingParams
 from model.images.codes import decode_codes
 from model.precision import serving_dtype

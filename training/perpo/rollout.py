@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from model.engine.device import free_bytes
-from model.engine.engine import CPU_SLOTS, Engine
+from model.engine.device import CPU_SLOTS, free_bytes
+from model.engine.engine import Engine
 from model.engine.phases import Legal, LegalText
 from model.engine.sequence import FinishedBy, SamplingParams
 from model.nets.kv_cache import KVCache

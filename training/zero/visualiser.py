@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 
 from model.checkpoint.manifest import Perception
-from model.engine.engine import Engine, useful_slots
+from model.engine.device import useful_slots
+from model.engine.engine import Engine
 from model.engine.sequence import SamplingParams, Status
 from model.engine.verifier import order_logprobs
 from model.images.codes import copied_share, decode_codes, encode_images, is_flat, perception_score, tv_energy

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
 from model.checkpoint.checkpoint import LoadedCheckpoint
 from model.engine.engine import Engine
+
+PAGE, SPARE = 16, 30
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -17,6 +20,20 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["slots", "pages"])
+def cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every engine of a test keeps whole contexts, or few small pages, so that sequences have to wait for some."""
+    if request.param == "slots":
+        return
+    init = Engine.__init__
+
+    def paged(self: Engine, transformer: Any, *arguments: Any, **options: Any) -> None:
+        context = options.get("context_len") or transformer.config.max_position_embeddings
+        init(self, transformer, *arguments, **options, num_pages=-(-context // PAGE) + SPARE, page=PAGE)
+
+    monkeypatch.setattr(Engine, "__init__", paged)
 
 
 @pytest.fixture

@@ -11,10 +11,12 @@ import torch
 from model.checkpoint.checkpoint import LoadedCheckpoint
 from model.engine.engine import Completion, Engine
 from model.engine.phases import Legal
-from model.engine.sequence import SamplingParams
+from model.engine.sequence import SamplingParams, sample_seed
 from model.nets.transformer import CausalAttention
 from tests.model.engine.naive import naive_generate
 from tests.near_ties import Answer, assert_equal_up_to_near_tie
+
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def a_prompt(loaded: LoadedCheckpoint, seed: int, length: int = 20) -> list[int]:
@@ -149,23 +151,12 @@ def test_invariant_10_thousand_aborts_free_every_slot(engine: Engine, loaded: Lo
     assert_equal_up_to_near_tie(loaded, a_prompt(loaded, 99), params, after, reference)
 
 
-def test_group_shares_one_prefill(loaded: LoadedCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    from model.engine import engine as module
-    from model.engine.sequence import sample_seed
-
-    prefills = []
-
-    class Counted(module.PrefillAttention):
-        def __init__(self, *args: object, **kwargs: object) -> None:
-            prefills.append(args)
-            super().__init__(*args, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(module, "PrefillAttention", Counted)
+def test_group_shares_one_prefill(loaded: LoadedCheckpoint) -> None:
     engine = Engine(loaded.transformer, loaded.vocab, loaded.template, num_slots=8)
     prompt = a_prompt(loaded, 4, 50)
     params = SamplingParams(temperature=1.0, seed=9, max_new_tokens=60)
     group = engine.generate([prompt], params, num_samples=8)
-    assert len(prefills) == 1
+    assert engine.num_prefills == 1
     assert len({tuple(c.token_ids) for c in group}) == 8
     for index, completion in enumerate(group):
         alone = run_alone(loaded, prompt, replace(params, seed=sample_seed(9, index)))

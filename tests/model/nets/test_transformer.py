@@ -56,7 +56,7 @@ def test_invariant_1_cached_forward_equals_uncached(swin_norm: bool, as_on_a_gpu
     decode = DecodeAttention(cache, groups=2)
     transformer(ids[:prompt], torch.arange(prompt), PrefillAttention(cache, 2))
     cache.copy(2, 0, prompt)
-    cache.restore(1, cache.export(0, prompt))
+    cache.write_rows(1, cache.export(0, prompt))
     for slot in range(3):
         decode.open(slot, prompt)
     for position in range(prompt, 300):

@@ -216,7 +216,7 @@ async def test_failing_step_fails_only_its_requests(
     engine: InProcess, drawing_checkpoint: Path, recorder: Recorder
 ) -> None:
     core = engine.worker.models["drawing"].engine
-    real, calls = core._decode, []
+    real, calls = core.cache.decode, []
 
     def fail(*arguments: Any) -> Any:
         calls.append(1)
@@ -225,7 +225,7 @@ async def test_failing_step_fails_only_its_requests(
         return real(*arguments)
 
     reference = await collect(engine, ask("r", images=False))
-    core._decode = fail
+    core.cache.decode = fail
     outputs = await collect(engine, ask("a", images=False))
     assert isinstance(outputs[-1], Failed)
     assert outputs[-1].code == "engine_error"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import training.perpo.rollout
-from model.engine.engine import CPU_SLOTS
+from model.engine.device import CPU_SLOTS
 from model.nets.kv_cache import KVCache
 from model.nets.lora import LoRASettings, attach
 from model.nets.transformer import Transformer

@@ -1,0 +1,234 @@
+"""Keys and values in pages, which sequences take as they grow: many sequences in little memory, prefixes held once.
+
+A prompt is prefilled in chunks of two pages. Each whole chunk is known by the hash of all tokens up to its end, and a
+sequence that begins with the same ones takes its pages instead of computing them. A chunk without users stays until its
+pages are needed. Chunks always begin at the same places, so all sequences would compute the same rows.
+
+Legend: P pages of B positions, S slots, J key/value heads, K head dim, n rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+from model.config import TransformerConfig
+from model.nets.paged_attention import PagedAttention
+from model.nets.slot_cache import Pass, Run
+from model.paging import CHUNK, PAGE, pages_of
+
+
+class PageCache:
+    """A :class:`model.nets.slot_cache.SequenceCache` of pages; keys and values are [layers, P, B, J, K] each."""
+
+    grows = True
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        num_slots: int,
+        context_len: int,
+        *,
+        num_pages: int,
+        page: int = PAGE,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Allocate all pages.
+
+        Raises:
+            ValueError: a context does not fit into them.
+        """
+        if num_pages * page < context_len:
+            raise ValueError(f"{num_pages} pages of {page} positions do not hold a context of {context_len}")
+        shape = (config.num_layers, num_pages, page, config.num_kv_heads, config.head_dim)
+        self.keys, self.values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
+        self.num_slots, self.context_len, self.page = num_slots, context_len, page
+        self._device = torch.device(device)
+        self._attention = PagedAttention(self.keys, self.values, groups=config.num_heads // config.num_kv_heads)
+        self.reset()
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the keys and values together."""
+        return 2 * self.keys.nbytes
+
+    @property
+    def num_free(self) -> int:
+        """Pages that no sequence uses."""
+        return len(self._free) + sum(map(len, self._idle.values()))
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.keys.zero_()
+        self.values.zero_()
+        self._free = list(range(self.keys.shape[1]))[::-1]
+        self._users = [0] * self.keys.shape[1]
+        self._tables: list[list[int]] = [[] for _ in range(self.num_slots)]
+        self._known: dict[bytes, list[int]] = {}  # chunks by the hash of all tokens up to their end
+        self._key_of: dict[int, bytes] = {}  # of the pages of known chunks
+        self._idle: OrderedDict[bytes, list[int]] = OrderedDict()  # known chunks without users, the oldest first
+        self._spoiled: set[int] = set()  # pages that may hold NaN
+
+    # ---- room
+
+    def has_room(self, lengths: Sequence[int]) -> bool:
+        """Whether these lengths fit, and after them another page for each running sequence."""
+        running = sum(bool(table) for table in self._tables)
+        return sum(self._pages(length) for length in lengths) + running <= self.num_free
+
+    def reserve(self, slot: int, length: int) -> bool:
+        """See :class:`model.nets.slot_cache.SequenceCache`."""
+        table = self._tables[slot]
+        while len(table) < self._pages(length):
+            if not self._free and not self._forget_oldest():
+                return False
+            page = self._free.pop()
+            self._users[page] = 1
+            table.append(page)
+        return True
+
+    def free(self, slot: int) -> None:
+        """Give back a slot's pages."""
+        table, self._tables[slot] = self._tables[slot], []
+        for page in table:
+            self._users[page] -= 1
+            if self._users[page]:
+                continue
+            key = self._key_of.get(page)
+            if key is None:
+                if page in self._spoiled:
+                    self._spoiled.remove(page)
+                    self._zero(page)
+                self._free.append(page)
+            elif all(self._users[other] == 0 for other in self._known[key]):
+                self._idle[key] = self._known[key]
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """See :class:`model.nets.slot_cache.SequenceCache`."""
+        self.free(target)
+        self._tables[target], self._tables[source] = self._tables[source], []
+
+    def _pages(self, length: int) -> int:
+        return pages_of(length, self.page)
+
+    # ---- what is known
+
+    def _keys(self, ids: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+        """The first page of each whole chunk, and the hash of all tokens up to its end."""
+        size, digest = CHUNK * self.page, b""
+        for start in range(0, len(ids) - size + 1, size):
+            digest = blake2b(digest + array("q", ids[start : start + size]).tobytes(), digest_size=16).digest()
+            yield start // self.page, digest
+
+    def _attach(self, slot: int, ids: Sequence[int]) -> int:
+        """Give an empty slot the known chunks that its tokens begin with; returns their positions."""
+        self.free(slot)
+        for _, key in self._keys(ids):
+            pages = self._known.get(key)
+            if pages is None:
+                break
+            self._idle.pop(key, None)
+            for page in pages:
+                self._users[page] += 1
+            self._tables[slot] += pages
+        return len(self._tables[slot]) * self.page
+
+    def _learn(self, slot: int, ids: Sequence[int]) -> None:
+        """Know a slot's whole chunks from now on."""
+        for first, key in self._keys(ids):
+            if key not in self._known:
+                self._known[key] = self._tables[slot][first : first + CHUNK]
+                self._key_of |= dict.fromkeys(self._known[key], key)
+
+    def forget(self) -> None:
+        """See :class:`model.nets.slot_cache.SequenceCache`."""
+        while self._forget_oldest():
+            pass
+        for key in list(self._known):
+            self._forget(key)
+
+    def _forget_oldest(self) -> bool:
+        """Free the pages of the chunk that has been without users longest; False if there is none."""
+        if not self._idle:
+            return False
+        key, pages = self._idle.popitem(last=False)
+        self._forget(key)
+        self._free += pages
+        return True
+
+    def _forget(self, key: bytes) -> None:
+        for page in self._known.pop(key):
+            del self._key_of[page]
+
+    # ---- rows
+
+    def prefill(self, slot: int, ids: Sequence[int], run: Run) -> None:
+        """One pass for each chunk that is not known. The caller has asked whether there is room."""
+        start, size = self._attach(slot, ids), CHUNK * self.page
+        self._take(slot, len(ids))
+        while start < len(ids):
+            part = ids[start : start + size]
+            positions = self._attention.begin(self._tables[slot : slot + 1], [start], [len(part)])
+            run(torch.tensor(part, device=self._device), positions, self._attention)
+            start += len(part)
+        self._learn(slot, ids)
+
+    def restore(self, slot: int, ids: Sequence[int], rows: Tensor) -> None:
+        """See :class:`model.nets.slot_cache.SequenceCache`; known chunks are not written again."""
+        start = self._attach(slot, ids)
+        self._take(slot, len(ids))
+        where = self._where(slot, start, len(ids))
+        for cache, new in zip((self.keys, self.values), rows[:, :, :, start:], strict=True):
+            cache.flatten(1, 2).index_copy_(1, where, new.transpose(1, 2).to(cache))
+
+    def export(self, slot: int, length: int, *, start: int = 0) -> Tensor:
+        """See :class:`model.nets.slot_cache.SequenceCache`."""
+        where = self._where(slot, start, length)
+        both = [cache.flatten(1, 2).index_select(1, where).transpose(1, 2) for cache in (self.keys, self.values)]
+        return torch.stack(both)
+
+    def clear(self, slot: int, start: int = 0) -> None:
+        """See :class:`model.nets.slot_cache.SequenceCache`; pages that others use are zeroed when these have ended."""
+        for number, page in enumerate(self._tables[slot]):
+            if (number + 1) * self.page <= start:
+                continue
+            if (key := self._key_of.get(page)) is not None:
+                self._forget(key)
+            if self._users[page] == 1:
+                self._zero(page, max(0, start - number * self.page))
+            else:
+                self._spoiled.add(page)
+
+    def _take(self, slot: int, length: int) -> None:
+        if not self.reserve(slot, length):
+            raise RuntimeError(f"{length} positions of keys and values find no free pages")
+
+    def _where(self, slot: int, start: int, stop: int) -> Tensor:
+        """Places of a slot's positions among all pages' positions."""
+        table = torch.tensor(self._tables[slot], dtype=torch.long)
+        positions = torch.arange(start, stop)
+        return (table[positions // self.page] * self.page + positions % self.page).to(self._device)
+
+    def _zero(self, page: int, start: int = 0) -> None:
+        self.keys[:, page, start:] = 0.0
+        self.values[:, page, start:] = 0.0
+
+    # ---- passes
+
+    def decode(self, ids: Sequence[int], positions: Sequence[int]) -> Pass:
+        """See :class:`model.nets.slot_cache.SequenceCache`."""
+        return self.windows(ids, positions, [1] * len(ids))
+
+    def windows(self, ids: Sequence[int], starts: Sequence[int], widths: Sequence[int]) -> Pass:
+        """See :class:`model.nets.slot_cache.SequenceCache`."""
+        positions = self._attention.begin(self._tables[: len(starts)], starts, widths)
+        return torch.tensor(ids).to(self._device), positions, self._attention
+
+    def settle(self, slot: int, start: int, stop: int) -> None:
+        """Nothing: a pass says how many positions it reads."""

@@ -1,0 +1,154 @@
+"""Attention over keys and values in pages: prefills, single tokens and windows alike.
+
+On CUDA it is FlashAttention with a page table (`torch.nn.attention.varlen`). Elsewhere, and in fp32, the pages of each
+row are gathered first, which costs a copy of what is read.
+
+Legend: P pages of B positions, J key/value heads, G query heads a key head, K head dim, n rows, M pages of the longest
+one, w tokens of a row, W of the widest one, T of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from inspect import signature
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.paging import PAGE, pages_of
+
+try:
+    from torch.nn.attention import varlen
+except ImportError:  # before torch 2.10
+    varlen = None  # type: ignore[assignment]
+
+HALVES = (torch.bfloat16, torch.float16)
+TOLERANCE = 0.03  # of an output of about 1 in bf16
+
+
+class PagedAttention:
+    """New tokens of some rows, each of which attends to its row's past and itself.
+
+    The keys and values of all pages are [layers, P, B, J, K] each.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, *, groups: int, kernel: bool | None = None) -> None:
+        """`kernel`: use FlashAttention's; None: where it works."""
+        self._keys, self._values = keys.unbind(0), values.unbind(0)
+        self._flat_keys, self._flat_values = keys.flatten(1, 2).unbind(0), values.flatten(1, 2).unbind(0)
+        self._page, self._groups, self._scale = keys.shape[2], groups, keys.shape[-1] ** -0.5
+        self._device, self._dtype = keys.device, keys.dtype
+        self._kernel = has_kernel(keys.device, keys.dtype) if kernel is None else kernel
+
+    def begin(self, tables: Sequence[Sequence[int]], starts: Sequence[int], widths: Sequence[int]) -> Tensor:
+        """Start a pass; returns the positions [T].
+
+        Args:
+            tables: the pages of each row, in order.
+            starts: each row's first new position.
+            widths: number of new tokens of each row.
+        """
+        page = self._page
+        firsts = list(accumulate(widths, initial=0))
+        places = [(r, starts[r] + i) for r, width in enumerate(widths) for i in range(width)]
+        used = [start + width for start, width in zip(starts, widths, strict=True)]
+        most = pages_of(max(used), page)
+        positions, targets = torch.tensor(
+            [[p for _, p in places], [tables[r][p // page] * page + p % page for r, p in places]]
+        ).to(self._device)
+        self._target = targets
+        table = torch.tensor([[*row[:most], *[0] * (most - len(row))] for row in tables], dtype=torch.int32)
+        self._table = table.to(self._device)
+        if self._kernel:
+            counts = [*firsts, *accumulate(used, initial=0), *used]
+            sizes = [len(firsts), len(firsts), len(used)]
+            self._firsts, self._seen, self._used = torch.tensor(counts, dtype=torch.int32).to(self._device).split(sizes)
+            self._widest, self._longest = max(widths), max(used)
+        else:
+            self._begin_gathered(firsts, starts, widths)
+        return positions
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [T, J * G, K], k and v [T, J, K] -> [T, J * G * K]."""
+        heads, dim = k.shape[1:]
+        self._flat_keys[layer].index_copy_(0, self._target, k.reshape(-1, heads, dim))
+        self._flat_values[layer].index_copy_(0, self._target, v.reshape(-1, heads, dim))
+        if not self._kernel:
+            return self._gathered(layer, q)
+        found = varlen.varlen_attn(
+            q.reshape(-1, heads * self._groups, dim),
+            self._keys[layer],
+            self._values[layer],
+            self._firsts,
+            self._seen,
+            self._widest,
+            self._longest,
+            scale=self._scale,
+            window_size=(-1, 0),  # causal, the last query at the last key
+            enable_gqa=self._groups > 1,
+            seqused_k=self._used,
+            block_table=self._table,
+        )
+        return found.flatten(1)  # type: ignore[union-attr]
+
+    def _begin_gathered(self, firsts: Sequence[int], starts: Sequence[int], widths: Sequence[int]) -> None:
+        """Pad each row's queries to the widest."""
+        rows, widest, length = len(widths), max(widths), self._table.shape[1] * self._page
+        padded = [(r, min(i, width - 1)) for r, width in enumerate(widths) for i in range(widest)]
+        self._source, seen = torch.tensor([[firsts[r] + i for r, i in padded], [starts[r] + i for r, i in padded]]).to(
+            self._device
+        )
+        found = [r * widest + i for r, width in enumerate(widths) for i in range(width)]
+        self._found = torch.tensor(found).to(self._device)
+        later = torch.arange(length, device=self._device) > seen.view(rows, 1, widest, 1, 1)
+        mask = torch.zeros(later.shape, dtype=self._dtype, device=self._device)
+        mask.masked_fill_(later, float("-inf"))
+        self._mask = mask.expand(rows, 1, widest, self._groups, length).reshape(rows, 1, -1, length)
+
+    def _gathered(self, layer: int, q: Tensor) -> Tensor:
+        rows, _, queries, length = self._mask.shape
+        groups, widest = self._groups, queries // self._groups
+        heads, dim = self._keys[layer].shape[-2:]
+        keys, values = (
+            pages[layer].index_select(0, self._table.flatten()).view(rows, length, heads, dim).transpose(1, 2)
+            for pages in (self._keys, self._values)
+        )
+        padded = q.index_select(0, self._source).view(rows, widest, heads, groups, dim).transpose(1, 2)
+        out = F.scaled_dot_product_attention(
+            padded.reshape(rows, heads, queries, dim), keys, values, attn_mask=self._mask
+        )
+        out = out.view(rows, heads, widest, groups * dim).transpose(1, 2).reshape(rows * widest, -1)
+        return out.index_select(0, self._found)
+
+
+@cache
+def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether FlashAttention reads pages on this device in this precision: it is tried once, against gathered pages."""
+    if device.type != "cuda" or dtype not in HALVES:
+        return False
+    if varlen is None or "block_table" not in signature(varlen.varlen_attn).parameters:
+        return False
+    try:
+        return _agrees(device, dtype)
+    except (RuntimeError, NotImplementedError):  # a GPU that is too old, or a build without it
+        return False
+
+
+@torch.inference_mode()
+def _agrees(device: torch.device, dtype: torch.dtype) -> bool:
+    generator = torch.Generator(device).manual_seed(0)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, device=device, dtype=dtype, generator=generator)
+
+    caches = noise(2, 1, 4, PAGE, 2, 128)
+    q, k, v = noise(4, 4, 128), noise(4, 2, 128), noise(4, 2, 128)
+    found = []
+    for kernel in (True, False):
+        attention = PagedAttention(*caches.clone(), groups=2, kernel=kernel)
+        attention.begin([[2, 0], [3]], [300, 7], [1, 3])
+        found.append(attention(0, q, k, v).float())
+    return bool((found[0] - found[1]).abs().max() < TOLERANCE)

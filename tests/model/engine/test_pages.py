@@ -1,0 +1,116 @@
+"""Sequences in pages: more of them than whole contexts would fit, and a shared beginning computed once."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from model.checkpoint.checkpoint import LoadedCheckpoint
+from model.engine.engine import Engine
+from model.engine.sequence import SamplingParams, Status
+from model.nets.page_cache import PageCache
+from model.paging import CHUNK
+from tests.near_ties import assert_equal_up_to_near_tie
+
+PAGE, CONTEXT = 16, 512
+
+
+def a_prompt(loaded: LoadedCheckpoint, seed: int, length: int) -> list[int]:
+    rng = random.Random(seed)
+    return [loaded.vocab.bos_id, *rng.choices(loaded.vocab.text_ids, k=length - 1)]
+
+
+def engine_with(loaded: LoadedCheckpoint, pages: int, **options: int) -> Engine:
+    shape = (loaded.transformer, loaded.vocab, loaded.template)
+    return Engine(*shape, **{"num_slots": 16, "num_pages": pages, "page": PAGE, **options})
+
+
+def test_sequences_wait_for_pages_and_lose_no_token(loaded: LoadedCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest gives way, and the oldest never does."""
+    prompts = [a_prompt(loaded, seed, 20 + 9 * seed) for seed in range(12)]
+    params = [SamplingParams(temperature=1.0, seed=seed, max_new_tokens=120) for seed in range(12)]
+    engine = engine_with(loaded, CONTEXT // PAGE, admissions_per_step=12)
+    gave_way: list[tuple[int, list[int]]] = []
+    remove = engine._remove
+
+    def noted(sequence, status):  # type: ignore[no-untyped-def]
+        if status is Status.WAITING:
+            gave_way.append((sequence.admission, [s.admission for s in engine.scheduler.running]))
+        remove(sequence, status)
+
+    monkeypatch.setattr(engine, "_remove", noted)
+    together = engine.generate(prompts, params)
+    assert len(gave_way) > 3
+    assert all(one == max(running) and one != min(running) for one, running in gave_way)
+    for prompt, one, answer in zip(prompts, params, together, strict=True):
+        (alone,) = Engine(loaded.transformer, loaded.vocab, loaded.template).generate([prompt], one)
+        assert_equal_up_to_near_tie(loaded, prompt, one, alone, answer)
+    assert isinstance(engine.cache, PageCache)
+    assert engine.cache.num_free == CONTEXT // PAGE
+
+
+def test_short_sequences_run_at_once_where_one_context_fits(loaded: LoadedCheckpoint) -> None:
+    engine = engine_with(loaded, CONTEXT // PAGE)
+    for seed in range(10):
+        params = SamplingParams(temperature=1.0, seed=seed, max_new_tokens=20)
+        engine.add_request(a_prompt(loaded, seed, 12), params, request_id=str(seed))
+    for _ in range(5):
+        engine.step()
+    assert engine.num_running == 10
+
+
+def test_long_prompt_is_not_overtaken(loaded: LoadedCheckpoint) -> None:
+    engine = engine_with(loaded, CONTEXT // PAGE)
+    short = SamplingParams(temperature=1.0, seed=1, max_new_tokens=40)
+    for name, length in (("a", 200), ("b", 400), ("c", 10)):
+        engine.add_request(a_prompt(loaded, len(name), length), short, request_id=name)
+    engine.step()
+    assert [s.request_id for s in engine.scheduler.running] == ["a"]
+    order = []
+    while not engine.scheduler.is_idle:
+        order += [output.request_id for output in engine.step() if output.finished_by]
+    assert order[0] == "a"
+
+
+@pytest.mark.parametrize("images", [0, 3])
+def test_same_beginning_is_computed_once(loaded: LoadedCheckpoint, images: int) -> None:
+    """A prompt again, and one that differs at its end; with the tokens of an engine that has seen neither."""
+    codes = [(k,) * loaded.vocab.codes_per_image for k in range(images)]
+    head = [*loaded.template.prompt_ids("Where is the star?", codes), *a_prompt(loaded, 5, 150)[1:]]
+    engine = engine_with(loaded, 64)
+    params = SamplingParams(temperature=1.0, seed=2, max_new_tokens=30)
+    computed = []
+    for prompt in (head, head, [*head[:-3], *a_prompt(loaded, 6, 4)[1:]]):
+        before = engine.transformer.forward
+        lengths: list[int] = []
+
+        def counted(ids, *rest, forward=before, lengths=lengths, **more):  # type: ignore[no-untyped-def]
+            lengths.append(len(ids))
+            return forward(ids, *rest, **more)
+
+        engine.transformer.forward = counted
+        try:
+            (answer,) = engine.generate([prompt], params)
+        finally:
+            engine.transformer.forward = before
+        computed.append(sum(length for length in lengths if length > 1))
+        (alone,) = Engine(loaded.transformer, loaded.vocab, loaded.template).generate([prompt], params)
+        assert_equal_up_to_near_tie(loaded, prompt, params, alone, answer)
+    chunk = CHUNK * PAGE
+    whole = (len(head) - 1) // chunk * chunk
+    assert computed[0] - computed[1] == whole
+    assert computed[2] - computed[1] <= chunk
+
+
+def test_new_weights_forget_what_old_ones_computed(loaded: LoadedCheckpoint) -> None:
+    transformer = type(loaded.transformer)(loaded.transformer.config)
+    transformer.load_state_dict(loaded.transformer.state_dict())
+    engine = Engine(transformer, loaded.vocab, loaded.template, num_pages=64, page=PAGE)
+    prompt, params = a_prompt(loaded, 1, 200), SamplingParams(max_new_tokens=20)
+    engine.generate([prompt], params)
+    transformer.model.layers[0].self_attn.v_proj.weight.data.mul_(-3.0)
+    engine.refresh()
+    (after,) = engine.generate([prompt], params)
+    (fresh,) = Engine(transformer, loaded.vocab, loaded.template).generate([prompt], params)
+    assert after.token_ids == fresh.token_ids
