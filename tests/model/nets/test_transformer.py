@@ -15,6 +15,7 @@ from model.config import TransformerConfig
 from model.nets.attention import CausalAttention, PackedAttention, PackedLayout, causal_sdpa
 from model.nets.decode_step import DecodeStep
 from model.nets.kv_cache import DecodeAttention, KVCache, PrefillAttention
+from model.nets.page_cache import PageCache
 from model.nets.transformer import Transformer
 from model.nets.window_attention import WindowAttention
 from tests.tiny import make_tiny_checkpoint
@@ -102,6 +103,50 @@ def test_invariant_1_windows_equal_the_uncached_forward(num_kv_heads: int, swin_
         for row, position in enumerate(done):
             torch.testing.assert_close(hidden_rows[row], whole[row][position], atol=1e-5, rtol=1e-5)
         done = [position + 1 for position in done]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_invariant_1_pages_equal_the_uncached_forward(seed: int) -> None:
+    """Random shapes: prefills that share a beginning, windows with wrong guesses, and a row that ends in between."""
+    rng = random.Random(seed)
+    heads, dim, page = rng.choice((2, 4, 8)), rng.choice((4, 8, 16)), rng.choice((1, 3, 8, 16))
+    kv_heads = rng.choice([count for count in (1, 2, 4, 8) if heads % count == 0])
+    swin_norm, per_head = rng.random() < 0.3, rng.random() < 0.5
+    config = TransformerConfig(
+        300,
+        heads * dim,
+        48,
+        rng.randint(1, 3),
+        heads,
+        kv_heads,
+        dim,
+        256,
+        swin_norm=swin_norm,
+        qk_norm_per_head=per_head,
+    )
+    transformer, total, rows = a_transformer(config).requires_grad_(False).double(), 120, 4
+    cache = PageCache(config, rows, total, num_pages=rows * 120 // page + rows, page=page, dtype=torch.float64)
+    head = some_ids(total, seed)
+    ids = [torch.cat([head[: rng.randint(0, 80)], some_ids(total, 100 + row)])[:total] for row in range(rows)]
+    whole = [transformer(one[None], torch.arange(total)[None], CausalAttention())[0] for one in ids]
+    done = [rng.randint(1, 70) for _ in ids]
+    for row, count in enumerate(done):
+        cache.prefill(row, ids[row][:count].tolist(), transformer)
+    for number in range(8):
+        widths = [rng.randint(1, 6) if number % 3 else 1 for _ in done]
+        kept = [rng.randint(1, width) for width in widths]
+        fed = [ids[row][done[row] : done[row] + width].tolist() for row, width in enumerate(widths)]
+        guessed = [one[:keep] + [rng.randrange(300)] * (len(one) - keep) for one, keep in zip(fed, kept, strict=True)]
+        assert all(cache.reserve(row, done[row] + width) for row, width in enumerate(widths))
+        hidden = transformer(*cache.windows([token for one in guessed for token in one], done, widths)).split(widths)
+        for row, keep in enumerate(kept):
+            expected = whole[row][done[row] : done[row] + keep]
+            torch.testing.assert_close(hidden[row][:keep], expected, atol=1e-5, rtol=1e-5)
+            done[row] += keep
+        if number == 4:  # the last row moves into the place of the first
+            cache.move(len(done) - 1, 0, done[-1])
+            for several in (ids, whole, done):
+                several[0] = several.pop()  # type: ignore[attr-defined, index]
 
 
 @pytest.mark.parametrize(("num_kv_heads", "per_head"), [(1, True), (2, False), (4, True)])
