@@ -13,7 +13,7 @@ from pathlib import Path
 
 from model.checkpoint.shards import TensorEntry, read_entries
 from model.config import LONGEST_CONTEXT, ModelConfig, TransformerConfig, VQConfig
-from model.paging import CHUNK, PAGE, pages_of
+from model.paging import PAGE, pages_of
 from model.quantisation import BLOCK, QuantKind
 
 VQ_PREFIX = "model.vqmodel."
@@ -35,7 +35,7 @@ class MemoryNeeds:
     kv_per_token: int
     work_per_token: int
     work_fixed: int
-    paged: bool = False  # keys and values lie in pages, and a prefill has passes of `CHUNK` pages
+    paged: bool = False  # keys and values lie in pages
 
     def room(self, memory: int) -> int:
         """Bytes of ``memory`` left for sequences."""
@@ -45,14 +45,15 @@ class MemoryNeeds:
         """Positions of one trace that has the device to itself, at most `LONGEST_CONTEXT`; 0 if none fits."""
         if self.loading_peak > memory:
             return 0
-        if self.paged:
-            return min(LONGEST_CONTEXT, self.kv_budget(memory, LONGEST_CONTEXT) // (self.kv_per_token * PAGE) * PAGE)
-        return max(0, min(LONGEST_CONTEXT, self.room(memory) // (self.kv_per_token + self.work_per_token)))
+        longest = max(0, min(LONGEST_CONTEXT, self.room(memory) // (self.kv_per_token + self.work_per_token)))
+        return longest // PAGE * PAGE if self.paged else longest
 
-    def kv_budget(self, memory: int, context: int) -> int:
-        """Bytes of ``memory`` left for keys and values while a trace of ``context`` positions prefills."""
-        at_once = min(context, CHUNK * PAGE) if self.paged else context
-        return max(0, self.room(memory) - self.work_per_token * at_once)
+    def kv_budget(self, memory: int, positions: int) -> int:
+        """Bytes of ``memory`` left for keys and values beside a forward pass over ``positions``.
+
+        A prefill into pages has shorter passes than its prompt, but what explains a trace has one over all of it.
+        """
+        return max(0, self.room(memory) - self.work_per_token * positions)
 
     def kv_of(self, context: int) -> int:
         """Bytes of the keys and values of a whole context."""

@@ -294,7 +294,7 @@ class Engine:
         else:
             self.num_prefills += length > 0
             self.cache.prefill(slot, sequence.prefix, partial(self.transformer, weights=self._layers))
-            if shared is not None and length:
+            if shared is not None and length and not self.cache.grows:  # pages share what is long by themselves
                 shared.rows = self.cache.export(slot, length)
         sequence.kv = sequence.shared = None
         self._candidates.fork(sequence)

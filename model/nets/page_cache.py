@@ -96,7 +96,7 @@ class PageCache:
     def free(self, slot: int) -> None:
         """Give back a slot's pages."""
         table, self._tables[slot] = self._tables[slot], []
-        for page in table:
+        for page in reversed(table):  # a chunk without those before it is of no use, so the last one goes first
             self._users[page] -= 1
             if self._users[page]:
                 continue
@@ -142,6 +142,9 @@ class PageCache:
     def _learn(self, slot: int, ids: Sequence[int]) -> None:
         """Know a slot's whole chunks from now on."""
         for first, key in self._keys(ids):
+            if key in self._idle:  # without a chunk before it, it had to be computed again
+                self._free += self._idle.pop(key)
+                self._forget(key)
             if key not in self._known:
                 self._known[key] = self._tables[slot][first : first + CHUNK]
                 self._key_of |= dict.fromkeys(self._known[key], key)
@@ -190,8 +193,12 @@ class PageCache:
     def export(self, slot: int, length: int, *, start: int = 0) -> Tensor:
         """See :class:`model.nets.slot_cache.SequenceCache`."""
         where = self._where(slot, start, length)
-        both = [cache.flatten(1, 2).index_select(1, where).transpose(1, 2) for cache in (self.keys, self.values)]
-        return torch.stack(both)
+        layers, _, _, heads, dim = self.keys.shape
+        out = self.keys.new_empty(2, layers, heads, length - start, dim)
+        for copy, cache in zip(out, (self.keys, self.values), strict=True):
+            for layer in range(layers):  # one at a time: rows of a 7B's trace take gigabytes
+                copy[layer] = cache[layer].flatten(0, 1).index_select(0, where).transpose(0, 1)
+        return out
 
     def clear(self, slot: int, start: int = 0) -> None:
         """See :class:`model.nets.slot_cache.SequenceCache`; pages that others use are zeroed when these have ended."""

@@ -36,14 +36,14 @@ class PagedAttention:
     """
 
     def __init__(self, keys: Tensor, values: Tensor, *, groups: int, kernel: bool | None = None) -> None:
-        """`kernel`: use FlashAttention's; None: where it works."""
+        """`kernel`: use FlashAttention's; None: on CUDA in 16 bits, which :func:`has_kernel` has allowed."""
         self._keys, self._values = keys.unbind(0), values.unbind(0)
         self._flat_keys, self._flat_values = keys.flatten(1, 2).unbind(0), values.flatten(1, 2).unbind(0)
         self._page, self._groups, self._scale = keys.shape[2], groups, keys.shape[-1] ** -0.5
         self._device, self._dtype = keys.device, keys.dtype
-        self._kernel = has_kernel(keys.device, keys.dtype) if kernel is None else kernel
+        self._kernel = (keys.is_cuda and keys.dtype in HALVES) if kernel is None else kernel
 
-    def begin(self, tables: Sequence[Sequence[int]], starts: Sequence[int], widths: Sequence[int]) -> Tensor:
+    def begin(self, tables: Sequence[list[int]], starts: Sequence[int], widths: Sequence[int]) -> Tensor:
         """Start a pass; returns the positions [T].
 
         Args:
@@ -60,7 +60,7 @@ class PagedAttention:
             [[p for _, p in places], [tables[r][p // page] * page + p % page for r, p in places]]
         ).to(self._device)
         self._target = targets
-        table = torch.tensor([[*row[:most], *[0] * (most - len(row))] for row in tables], dtype=torch.int32)
+        table = torch.tensor([[*row[:most], *row[-1:] * (most - len(row))] for row in tables], dtype=torch.int32)
         self._table = table.to(self._device)
         if self._kernel:
             counts = [*firsts, *accumulate(used, initial=0), *used]
@@ -125,30 +125,36 @@ class PagedAttention:
 
 
 @cache
-def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether FlashAttention reads pages on this device in this precision: it is tried once, against gathered pages."""
+def has_kernel(device: torch.device, dtype: torch.dtype, head_dim: int, groups: int) -> bool:
+    """Whether FlashAttention reads pages on this device with such heads: it is tried once, against gathered pages.
+
+    Raises:
+        torch.OutOfMemoryError: there is too little memory to try.
+    """
     if device.type != "cuda" or dtype not in HALVES:
         return False
     if varlen is None or "block_table" not in signature(varlen.varlen_attn).parameters:
         return False
     try:
-        return _agrees(device, dtype)
+        return _agrees(device, dtype, head_dim, groups)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, NotImplementedError):  # a GPU that is too old, or a build without it
         return False
 
 
 @torch.inference_mode()
-def _agrees(device: torch.device, dtype: torch.dtype) -> bool:
+def _agrees(device: torch.device, dtype: torch.dtype, head_dim: int, groups: int) -> bool:
     generator = torch.Generator(device).manual_seed(0)
 
     def noise(*shape: int) -> Tensor:
         return torch.randn(shape, device=device, dtype=dtype, generator=generator)
 
-    caches = noise(2, 1, 4, PAGE, 2, 128)
-    q, k, v = noise(4, 4, 128), noise(4, 2, 128), noise(4, 2, 128)
+    caches = noise(2, 1, 4, PAGE, 2, head_dim)
+    q, k, v = (noise(4, heads, head_dim) for heads in (2 * groups, 2, 2))
     found = []
     for kernel in (True, False):
-        attention = PagedAttention(*caches.clone(), groups=2, kernel=kernel)
+        attention = PagedAttention(*caches.clone(), groups=groups, kernel=kernel)
         attention.begin([[2, 0], [3]], [300, 7], [1, 3])
         found.append(attention(0, q, k, v).float())
     return bool((found[0] - found[1]).abs().max() < TOLERANCE)

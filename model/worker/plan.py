@@ -54,7 +54,8 @@ def serving_plan(folder: Path, settings: Configure, device: torch.device, memory
         raise _too_little(f"a context of {context:,} tokens holds no image: one takes {image:,} (OMNI_R1_CONTEXT)")
     if settings.quant == "fp8" and device.type == "mps":
         raise CheckpointError("unsupported", "OMNI_R1_QUANT=fp8: an Apple GPU has no such numbers; int8 works there")
-    entries, paged = read_entries(folder), has_kernel(device, dtype)
+    entries, t = read_entries(folder), config.transformer
+    paged = has_kernel(device, dtype, t.head_dim, t.num_heads // t.num_kv_heads)
 
     def needs_with(quant: QuantKind | None) -> MemoryNeeds:
         return memory_needs(config, entries, width=dtype.itemsize, device=device.type, quant=quant, paged=paged)
@@ -68,7 +69,8 @@ def serving_plan(folder: Path, settings: Configure, device: torch.device, memory
             f"{'; OMNI_R1_QUANT=int8 stores a number in one byte' * byte}"
         )
     one = needs.kv_of(context)
-    budget = needs.kv_budget(memory, context) if settings.kv_mb is None else settings.kv_mb << 20
+    widest = max(context, settings.num_slots * settings.speculation)  # positions of a pass
+    budget = needs.kv_budget(memory, widest) if settings.kv_mb is None else settings.kv_mb << 20
     slots = min(settings.num_slots, budget // one)
     if not slots:
         fits = budget // needs.kv_of(1) * PAGE if paged else budget // needs.kv_per_token

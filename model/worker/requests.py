@@ -6,6 +6,7 @@ import json
 import uuid
 import zlib
 from collections import OrderedDict
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -163,8 +164,19 @@ class KVStash:
         self.num_bytes = 0
         self._rows: OrderedDict[str, tuple[object, Tensor]] = OrderedDict()
 
-    def put(self, model: object, rows: Tensor) -> str:
-        """Store rows that belong to a model's weights, in main memory; return their key."""
+    def put(self, model: object, export: Callable[[], Tensor]) -> str:
+        """Store rows that belong to a model's weights, in main memory; return their key.
+
+        Without memory for a copy of them the key is empty: they will be computed again.
+        """
+        from model.engine.device import is_shortage  # imports torch, which servers do not need for the rest
+
+        try:
+            rows = export()
+        except (RuntimeError, MemoryError) as error:
+            if not is_shortage(error):
+                raise
+            return ""
         key, size = uuid.uuid4().hex, rows.nbytes
         if size > self.budget:
             return key

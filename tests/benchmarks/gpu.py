@@ -209,7 +209,7 @@ def kernels(engine: Engine) -> float:
 def text_engine(rig: Rig, slots: int, context: int, paged: bool | None = None) -> Engine:
     """An engine that never draws, with keys and values in pages or not; None: as it would be served."""
     loaded = rig.model
-    paged = has_kernel(torch.device(rig.device), torch.bfloat16) if paged is None else paged
+    paged = kernel(rig) if paged is None else paged
     return Engine(
         loaded.transformer,
         loaded.vocab,
@@ -223,13 +223,22 @@ def text_engine(rig: Rig, slots: int, context: int, paged: bool | None = None) -
 
 def pages(rig: Rig) -> Result:
     """Tokens a second of 16 rows of 2,048 positions in pages and in whole contexts, and equal greedy tokens of one."""
+    if rig.device == "cuda" and not kernel(rig):
+        return {"kernel": False}
     rows, length, new = (2, 32, 8) if rig.dry else (16, 2_048, 48)
     params = SamplingParams(temperature=0.0, max_new_tokens=new, max_images=0)
     engines = (text_engine(rig, 1, length + new, paged) for paged in (True, False))
     first, second = (engine.generate([random_text(rig, length)], params)[0].token_ids for engine in engines)
     paged, whole = (_decode(rig, rows, length, paged=paged)["tokens_s"] for paged in (True, False))
-    found = {"kernel": has_kernel(torch.device(rig.device), torch.bfloat16), "tokens_s": paged, "ratio": paged / whole}
+    found = {"kernel": kernel(rig), "tokens_s": paged, "ratio": paged / whole}
     return found | {"tokens": len(second), "equal": sum(a == b for a, b in zip(first, second, strict=False))}
+
+
+def kernel(rig: Rig) -> bool:
+    """Whether pages are read by FlashAttention."""
+    config = rig.model.config.transformer
+    shape = (config.head_dim, config.num_heads // config.num_kv_heads)
+    return has_kernel(torch.device(rig.device), torch.bfloat16, *shape)
 
 
 def random_text(rig: Rig, length: int) -> list[int]:

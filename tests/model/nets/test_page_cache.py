@@ -148,6 +148,36 @@ def test_chunks_without_users_make_room_the_oldest_first() -> None:
         assert (prefill.ids == []) == known, k
 
 
+def test_beginning_of_a_text_stays_known_longest() -> None:
+    cache, ids = new(num_pages=16), list(range(32)) + list(range(16))  # six chunks in twelve pages
+    cache.prefill(0, ids, Prefill())
+    cache.free(0)
+    cache.prefill(1, [9] * 20, Prefill())  # five pages: four are free
+    cache.free(1)
+    prefill = Prefill()
+    cache.prefill(0, ids, prefill)
+    assert prefill.ids == ids[40:], "the last chunk only"
+    assert_counts(cache)
+
+
+def test_chunks_that_a_missing_one_cut_off_are_replaced() -> None:
+    cache, ids = new(), list(range(32))
+    cache.prefill(0, ids, Prefill())
+    cache.free(0)
+    first = next(iter(cache._known))
+    cache._free += cache._idle.pop(first)
+    cache._forget(first)
+    again, third = Prefill(), Prefill()
+    cache.prefill(0, ids, again)
+    assert again.ids == ids
+    assert_counts(cache)
+    cache.free(0)
+    cache.prefill(0, ids, third)
+    assert third.ids == []
+    cache.free(0)
+    assert cache.num_free == 24
+
+
 def test_nan_reaches_no_later_sequence() -> None:
     cache, ids = new(), list(range(16))
     cache.prefill(0, ids, Prefill())
@@ -192,8 +222,8 @@ def test_new_sequences_leave_a_page_for_each_running_one() -> None:
 
 
 def test_no_kernel_on_a_cpu() -> None:
-    assert not has_kernel(torch.device("cpu"), torch.bfloat16)
-    assert not has_kernel(torch.device("cuda"), torch.float32)
+    assert not has_kernel(torch.device("cpu"), torch.bfloat16, 128, 1)
+    assert not has_kernel(torch.device("cuda"), torch.float32, 128, 1)
 
 
 def test_pass_with_the_kernel_depends_on_no_data() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import json
 import os
@@ -45,7 +46,8 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 async def run(actor: JobActor, job: Path, *options: str) -> int | None:
     async with asyncio.timeout(PATIENCE_S):
-        return await actor.run(str(job), options, {"OMNI_R1_X": "y"})
+        end = await actor.run(str(job), options, {"OMNI_R1_X": "y"})
+    return None if end is None else end.code
 
 
 async def started(job: Path) -> str:
@@ -117,3 +119,34 @@ async def test_stop_before_the_worker_starts_none(job: Path) -> None:
 async def test_node_without_the_folder_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(NodeError, match=r"does not see .*no-such: OMNI_R1_HOME must lie on a file system that all"):
         await JobActor().run(str(tmp_path / "no-such"), [], {})
+
+
+async def test_reports_of_the_worker_are_named_with_their_sizes(job: Path) -> None:
+    (job / "events.jsonl").write_text("{}\n")
+    actor = JobActor()
+    running = asyncio.create_task(actor.run(str(job), [], {"OMNI_R1_X": "y"}))
+    await started(job)
+    (job / "result.json").write_text("{}")
+    await actor.stop()
+    end = await running
+    assert end is not None
+    assert (end.code, end.sizes) == (3, {"events.jsonl": 3, "result.json": 2})
+
+
+async def test_worker_waits_for_a_full_disk(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a job on the server's machine does."""
+    real, tries = os.open, []
+
+    def full(path: object, *more: object, **options: object) -> int:
+        if str(path).endswith(LOCK) and len(tries) < 3:
+            tries.append(path)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(path, *more, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module.os, "open", full)
+    actor = JobActor()
+    running = asyncio.create_task(run(actor, job))
+    await started(job)
+    assert len(tries) == 3
+    await actor.stop()
+    assert await running == 3
