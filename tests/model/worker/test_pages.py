@@ -45,7 +45,7 @@ def plan(folder: Path, gib: float, **settings: int) -> ServingPlan:
 def test_plan_and_doctor_agree(seven_b: Path, gib: int) -> None:
     report = folder_report(seven_b, device="cuda", dtype="bf16", memory=gib * GIB)
     if report["max_context"] < 4096:
-        with pytest.raises(CheckpointError, match="OMNI_R1_CONTEXT to at most|one image takes"):
+        with pytest.raises(CheckpointError, match=r"OMNI_R1_CONTEXT to at most|one image takes"):
             plan(seven_b, gib)
         return
     served = plan(seven_b, gib)
