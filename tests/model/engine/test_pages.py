@@ -114,3 +114,16 @@ def test_new_weights_forget_what_old_ones_computed(loaded: LoadedCheckpoint) -> 
     (after,) = engine.generate([prompt], params)
     (fresh,) = Engine(transformer, loaded.vocab, loaded.template).generate([prompt], params)
     assert after.token_ids == fresh.token_ids
+
+
+def test_nan_of_a_longer_sequence_spares_a_shorter_one(loaded: LoadedCheckpoint) -> None:
+    """Rows with fewer pages are padded with pages of their own."""
+    transformer = type(loaded.transformer)(loaded.transformer.config)
+    transformer.load_state_dict(loaded.transformer.state_dict())
+    poison, good = loaded.vocab.text_ids[7], a_prompt(loaded, 1, 4)
+    assert poison not in good
+    transformer.model.embed_tokens.weight.data[poison] = float("nan")
+    engine = Engine(transformer, loaded.vocab, loaded.template, num_pages=64, page=PAGE)
+    bad = [loaded.vocab.bos_id, poison, *a_prompt(loaded, 2, 40)[1:]]
+    completions = engine.generate([bad, good], SamplingParams(max_new_tokens=5))
+    assert [one.finish_reason == "error" for one in completions] == [True, False]
