@@ -110,7 +110,7 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
         ["peak while loading", _gib(report["loading_peak_bytes"])],
         ["KV of a token", f"{report['kv_bytes_per_token'] / 1024:,.0f} KiB"],
         ["longest context", f"{report['max_context']:,} tokens (its own: {report['context']:,})"],
-        ["traces of that length", str(report["concurrent_traces"])],
+        ["full traces at once", str(report["concurrent_traces"])],
         ["tokens of all traces", f"{report['kv_tokens']:,}"],
         *([f"to train, {name.replace('_', ' ')}", _gib(needed)] for name, needed in report["train"].items()),
         *([f"full pesft on each of {n}", _gib(needed)] for n, needed in report["train_full_pesft_per_device"].items()),

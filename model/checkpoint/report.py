@@ -38,6 +38,8 @@ def folder_report(
     needs = memory_needs(config, entries, width=WIDTHS[dtype], device=device, quant=quant)
     longest = needs.max_context(memory)
     own = min(config.transformer.context_len, longest)
+    traces = needs.slots(memory, own, MOST_TRACES) if own else 0
+    tokens = needs.kv_budget(memory, own) // needs.kv_per_token if needs.paged else traces * own
     return {
         **report,
         "name": manifest.name,
@@ -55,8 +57,8 @@ def folder_report(
         "loading_peak_bytes": needs.loading_peak,
         "kv_bytes_per_token": needs.kv_per_token,
         "max_context": longest,
-        "concurrent_traces": needs.slots(memory, own, MOST_TRACES) if own else 0,
-        "kv_tokens": min(MOST_TRACES * own, needs.kv_budget(memory, own) // needs.kv_per_token) if own else 0,
+        "concurrent_traces": traces,
+        "kv_tokens": min(MOST_TRACES * own, tokens),
         "fits": longest >= USEFUL_CONTEXT,
         "train": training_needs(config, entries, width=WIDTHS[dtype], device=device),
         "train_full_pesft_per_device": {

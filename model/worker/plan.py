@@ -75,7 +75,10 @@ def serving_plan(folder: Path, settings: Configure, device: torch.device, memory
     if not slots:
         fits = budget // needs.kv_of(1) * PAGE if paged else budget // needs.kv_per_token
         source = "OMNI_R1_KV_MB allows" if settings.kv_mb is not None else "the device has, beside the weights,"
+        narrow = settings.kv_mb is None and needs.kv_budget(memory, context) >= one
         remedy = f"set OMNI_R1_CONTEXT to at most {fits:,}" if fits > image else f"one image takes {image:,} tokens"
+        if narrow:
+            remedy = f"OMNI_R1_SPECULATION={settings.speculation} lets a pass compute {widest:,} positions; lower it"
         raise _too_little(
             f"a trace of {context:,} tokens takes {_size(one)} of keys and values, "
             f"and {source} {_size(budget)}: {remedy}"

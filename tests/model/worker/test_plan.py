@@ -56,6 +56,7 @@ def test_plan_and_doctor_agree(seven_b: Path, gib: int, quant: QuantKind | None)
     served = plan(seven_b, gib=gib, quant=quant)
     assert served.quant == quant
     assert (served.context_len, served.num_slots) == (4096, report["concurrent_traces"])
+    assert report["kv_tokens"] == 4096 * report["concurrent_traces"]
     assert served.footprint.resident <= gib * GIB
     assert plan(seven_b, gib=gib, context=report["max_context"], quant=quant).num_slots >= 1
     if report["max_context"] < 16_384:
@@ -69,6 +70,13 @@ def test_precision_decides_what_fits(seven_b: Path) -> None:
     assert "OMNI_R1_DTYPE=bf16" in detail
     assert refusal(seven_b, dtype="auto") == detail  # fp32 on a CPU
     assert "OMNI_R1_DTYPE" not in refusal(seven_b, gib=12)
+
+
+def test_wide_windows_take_memory_at_work(seven_b: Path) -> None:
+    """16 traces of 1,024 codes at once."""
+    assert plan(seven_b, gib=18, speculation=32).num_slots == 1
+    detail = refusal(seven_b, gib=18, speculation=1024)
+    assert "OMNI_R1_SPECULATION=1024 lets a pass compute 16,384 positions; lower it" in detail
 
 
 def test_numbers_that_a_device_lacks_are_refused(seven_b: Path) -> None:
