@@ -116,7 +116,7 @@ class Settings(BaseSettings):
         1, ge=1, le=64, description="Processes that a job with `num_gpus` may have on a machine without GPUs."
     )
     max_jobs: int = Field(
-        2, ge=1, le=1000, description="Jobs that run in parallel; an `exclusive` job runs alone on this machine."
+        2, ge=1, le=1000, description="Jobs that run in parallel; an `exclusive` job runs alone, except on a cluster."
     )
     job_patience_s: float = Field(
         60.0, gt=0, le=86_400, description="Seconds for a job's worker to save and stop before it is killed."

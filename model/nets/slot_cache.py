@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -87,18 +87,11 @@ class SlotCache(KVCache):
 
     grows = False
 
-    def __init__(
-        self,
-        config: TransformerConfig,
-        num_slots: int,
-        context_len: int,
-        *,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        super().__init__(config, num_slots, context_len, device=device, dtype=dtype)
+    def __init__(self, config: TransformerConfig, num_slots: int, context_len: int, **place: Any) -> None:
+        """`place`: device and dtype, as of :class:`KVCache`."""
+        super().__init__(config, num_slots, context_len, **place)
         groups = config.num_heads // config.num_kv_heads
-        self._device = torch.device(device)
+        self._device = self.keys.device
         self._decode = DecodeAttention(self, groups=groups)
         self._windows = WindowAttention(self, groups=groups)
 

@@ -15,23 +15,12 @@ from app.client import Client
 from app.client.types import Job
 from tests.cluster.nodes import Nodes
 from tests.e2e.real_server import Server, runs, wait_until
+from tests.e2e.server.test_jobs import SPEC as ONE
 
 pytestmark = pytest.mark.slow
 
 STEPS, SAVE_EVERY = 2_000, 20
-SPEC: dict[str, Any] = {
-    "method": "pesft",
-    "base_checkpoint": "tiny",
-    "data": {"source": "unitasks", "num_samples": 8},
-    "hyperparameters": {
-        "steps": STEPS,
-        "batch_tokens": 256,
-        "log_every": 1,
-        "save_every": SAVE_EVERY,
-        "sample_every": 10_000,
-    },
-    "seed": 1,
-}
+SPEC = ONE | {"hyperparameters": ONE["hyperparameters"] | {"steps": STEPS, "save_every": SAVE_EVERY}}
 WORKER, LAUNCHER = "training.jobs.worker", "training.cluster.launcher"
 
 

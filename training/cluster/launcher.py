@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,15 @@ from typing import Any
 from model.cluster.connect import ADDRESS, RAY, ROOM_S, connect
 from model.cluster.words import why_died, why_refused
 from training.cluster.actor import Ended, JobActor, NodeError, sizes_of
-from training.cluster.room import needs_of, want_of_room
+from training.cluster.room import lacking_room, needs_of
 from training.jobs.context import JobError
 from training.jobs.disk import NO_WAIT, Disk
-from training.jobs.worker import STOPPED, fail
+from training.jobs.worker import STOPPED, fail, when_closed
 
 # Variables of this process that the worker on the node gets, too, and those that it must not get.
 PASSED = ("OMNI_R1_", "OMP_", "MKL_", "PYTHONUNBUFFERED", "HF_", "JUDGE_", "REWARD_", "WANDB_", "MLFLOW_")
 PROXIES = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"})
-KEPT = frozenset({"OMNI_R1_API_KEY", "OMNI_R1_DATABASE_URL"})
+WITHHELD = frozenset({"OMNI_R1_API_KEY", "OMNI_R1_DATABASE_URL"})
 # Ray would kill the worker when it ends an actor whose launcher is gone; it saves and ends by itself.
 KEEP_WORKER = {"env_vars": {"RAY_kill_child_processes_on_worker_exit": "0"}}
 SEEN_S = 90.0  # for the worker's files to be seen through a network file system's caches
@@ -61,8 +62,8 @@ async def _run(folder: Path, spec: Mapping[str, Any], *, resume: bool, attached:
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     if attached:
-        closed = lambda: loop.call_soon_threadsafe(stop.set)  # noqa: E731
-        threading.Thread(target=_when_closed, args=(0, closed), name="server watch", daemon=True).start()
+        then = partial(loop.call_soon_threadsafe, stop.set)
+        threading.Thread(target=when_closed, args=(0, then), name="server watch", daemon=True).start()
     try:
         connect(own_cpus=1)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -128,7 +129,7 @@ async def _follow(folder: Path, spec: Mapping[str, Any], options: list[str], sto
 def _environment() -> dict[str, str]:
     """The variables that the worker gets from here."""
     wanted = {name for name in os.environ if name.startswith(PASSED) or name.upper() in PROXIES}
-    return {name: os.environ[name] for name in wanted - KEPT}
+    return {name: os.environ[name] for name in wanted - WITHHELD}
 
 
 async def _see(folder: Path, end: Ended) -> None:
@@ -150,18 +151,11 @@ async def _report_room(folder: Path, needs: Mapping[str, float]) -> None:
             with contextlib.suppress(Exception):  # the head is away, which ends this process
                 nodes = [node["Resources"] for node in await asyncio.to_thread(ray.nodes) if node["Alive"]]
                 free = await asyncio.to_thread(ray.available_resources)
-                detail = want_of_room(needs, free, nodes) or (SCATTERED if look else None)
+                detail = lacking_room(needs, free, nodes) or (SCATTERED if look else None)
                 disk.note(None if detail is None else {"for": "cluster", "detail": detail})
     finally:
         disk.note(None)
         disk.close()
-
-
-def _when_closed(descriptor: int, then: Any) -> None:
-    with contextlib.suppress(OSError):
-        while os.read(descriptor, 4096):
-            pass
-    then()
 
 
 if __name__ == "__main__":

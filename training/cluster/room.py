@@ -21,7 +21,7 @@ def needs_of(spec: Mapping[str, Any], device: str, *, has_gpus: bool) -> dict[st
     return needs
 
 
-def want_of_room(
+def lacking_room(
     needs: Mapping[str, float], free: Mapping[str, float], nodes: Sequence[Mapping[str, float]]
 ) -> str | None:
     """What a job that has not started waits for; None if there is room, so that it starts.

@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.attached or arguments.rank:
         then = _end if arguments.rank else _stop_with_server
-        threading.Thread(target=_when_closed, args=(os.dup(0), then), name="server watch", daemon=True).start()
+        threading.Thread(target=when_closed, args=(os.dup(0), then), name="server watch", daemon=True).start()
     folder = arguments.folder.resolve()
     try:
         job = json.loads((folder / "job.json").read_text("utf-8"))
@@ -238,7 +238,7 @@ def _write(disk: Disk, path: Path, data: Mapping[str, Any]) -> None:
     disk.replace(path, lambda temporary: temporary.write_text(text, "utf-8", "replace"))  # file names may not be text
 
 
-def _when_closed(descriptor: int, then: Callable[[], None]) -> None:
+def when_closed(descriptor: int, then: Callable[[], object]) -> None:
     """Do something once a pipe closes, that is, when the process on its other end is gone for any reason."""
     try:
         while os.read(descriptor, 4096):

@@ -23,7 +23,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(params=["slots", "pages"])
-def cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def cache_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every engine of a test keeps whole contexts, or few small pages, so that sequences have to wait for some."""
     if request.param == "slots":
         return

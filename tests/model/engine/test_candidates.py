@@ -20,7 +20,7 @@ from tests.near_ties import assert_equal_up_to_near_tie
 PARAMS = SamplingParams(temperature=2.5, seed=5, max_new_tokens=120, max_images=3, candidates=4)
 Score = Callable[[Sequence[Sequence[int]]], Sequence[float]]
 
-pytestmark = pytest.mark.usefixtures("cache")
+pytestmark = pytest.mark.usefixtures("cache_kind")
 
 
 @dataclass

@@ -104,7 +104,7 @@ def assert_same(loaded: LoadedCheckpoint, request: Request, one: Sequence, other
     return assert_equal_up_to_near_tie(loaded, [*request.prompt, *request.resumed], request.params, *answers)
 
 
-@pytest.mark.usefixtures("cache")
+@pytest.mark.usefixtures("cache_kind")
 @pytest.mark.parametrize("seed", range(44))
 def test_guesses_change_no_token(drawing: LoadedCheckpoint, seed: int) -> None:
     rng = random.Random(seed)
@@ -167,7 +167,7 @@ def test_passes_of_an_image(
     assert drawn.passes == passes
 
 
-@pytest.mark.usefixtures("cache")
+@pytest.mark.usefixtures("cache_kind")
 def test_outputs_of_a_pass_end_it_once(drawing: LoadedCheckpoint) -> None:
     rng = random.Random(5)
     loaded = with_weights(drawing, drawing.config.transformer, 5, favour=3.0)
@@ -187,7 +187,7 @@ def test_outputs_of_a_pass_end_it_once(drawing: LoadedCheckpoint) -> None:
     assert bursts > 5
 
 
-@pytest.mark.usefixtures("cache")
+@pytest.mark.usefixtures("cache_kind")
 @pytest.mark.parametrize("with_kv", [False, True])
 def test_stopped_in_an_image_continues_identically(drawing: LoadedCheckpoint, with_kv: bool) -> None:
     loaded = with_weights(drawing, drawing.config.transformer, 3, favour=3.0)
@@ -219,7 +219,7 @@ def test_stopped_in_an_image_continues_identically(drawing: LoadedCheckpoint, wi
     assert resumed.draws.count == whole.draws.count
 
 
-@pytest.mark.usefixtures("cache")
+@pytest.mark.usefixtures("cache_kind")
 def test_nan_within_a_window_ends_only_its_sequence(drawing: LoadedCheckpoint) -> None:
     loaded = with_weights(drawing, drawing.config.transformer, 4, favour=3.0)
     vocab, params = loaded.vocab, SamplingParams(temperature=1.0, seed=2, max_new_tokens=80)
@@ -237,7 +237,7 @@ def test_nan_within_a_window_ends_only_its_sequence(drawing: LoadedCheckpoint) -
         assert [other.response for other in others] == [one.response] * 2
 
 
-@pytest.mark.usefixtures("cache")
+@pytest.mark.usefixtures("cache_kind")
 def test_negative_window_is_rejected(drawing: LoadedCheckpoint) -> None:
     with pytest.raises(ValueError, match="negative"):
         Engine(drawing.transformer, drawing.vocab, drawing.template, speculation=-1)

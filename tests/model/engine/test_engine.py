@@ -17,7 +17,7 @@ from model.nets.transformer import CausalAttention
 from tests.model.engine.naive import naive_generate
 from tests.near_ties import Answer, assert_equal_up_to_near_tie
 
-pytestmark = pytest.mark.usefixtures("cache")
+pytestmark = pytest.mark.usefixtures("cache_kind")
 
 
 def a_prompt(loaded: LoadedCheckpoint, seed: int, length: int = 20) -> list[int]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from training.cluster.room import needs_of, want_of_room
+from training.cluster.room import lacking_room, needs_of
 
 
 @pytest.mark.parametrize(
@@ -39,4 +39,4 @@ SMALL, BIG = {"CPU": 4.0}, {"CPU": 16.0, "GPU": 2.0}
     ],
 )
 def test_waiting_job_says_what_it_lacks(needs: dict[str, float], free: dict[str, float], said: str | None) -> None:
-    assert want_of_room(needs, free, [SMALL, BIG]) == said
+    assert lacking_room(needs, free, [SMALL, BIG]) == said
