@@ -41,9 +41,14 @@ PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 # Runs npm in tests/static with its pinned packages; only prints a note if npm is missing.
 NPM := sh tests/static/npm.sh
 
-# No browser, no PostgreSQL, no training.
-SLOW := e2e training test_wheel.py app/storage/test_postgres.py app/jobs/test_servers.py app/jobs/test_ends.py \
-  app/checkpoints/test_hub.py
+# No browser, no PostgreSQL, no object store, no training, and of the rest not what takes longest.
+SLOW := e2e training test_wheel.py app/store model/engine/test_analysis.py model/engine/test_candidates.py \
+  model/engine/test_drafts.py model/text/test_questions.py model/worker/test_marks.py app/common/test_clock.py \
+  app/http/test_prefix.py $(addprefix app/storage/,test_mirror.py test_postgres.py test_store_owner.py) \
+  $(addprefix app/jobs/,test_datasets.py test_ends.py test_servers.py) \
+  $(addprefix app/checkpoints/,test_activation.py test_hub.py test_in_store.py) \
+  $(addprefix app/traces/,test_branches.py test_branch_edits.py test_exports.py test_film.py test_groups.py \
+  test_streams.py test_why.py)
 FAST := -m "not slow" -k "not postgresql" tests $(SLOW:%=--ignore=tests/%)
 
 .DEFAULT_GOAL := help
