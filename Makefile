@@ -1,6 +1,6 @@
 # make serve      the studio on http://127.0.0.1:7860 (PORT=8080 make serve: elsewhere)
 # make test       every test; browser tests are skipped with the reason where chromium is missing
-# make test-fast  what needs no browser, no PostgreSQL and no training, in about two minutes
+# make test-fast  the quick tests, in two to three minutes on two cores
 # make test-portable   the engine's and training's tests with the kernels of a CPU that has neither AVX-512 nor bf16
 # make test-ray   engines on a Ray cluster of two local nodes: deaths, moves, and suites of the real server
 # make coverage   the share of app's, model's and training's lines that test-fast runs
