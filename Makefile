@@ -1,6 +1,6 @@
 # make serve      the studio on http://127.0.0.1:7860 (PORT=8080 make serve: elsewhere)
 # make test       every test; browser tests are skipped with the reason where chromium is missing
-# make test-fast  the quick tests, in two to three minutes on two cores
+# make test-fast  the quick tests, in two minutes on two cores
 # make test-portable   the engine's and training's tests with the kernels of a CPU that has neither AVX-512 nor bf16
 # make test-ray   engines on a Ray cluster of two local nodes: deaths, moves, and suites of the real server
 # make coverage   the share of app's, model's and training's lines that test-fast runs
@@ -42,10 +42,14 @@ PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 NPM := sh tests/static/npm.sh
 
 # No browser, no PostgreSQL, no object store, no training, and of the rest not what takes longest.
-SLOW := e2e training test_wheel.py app/store model/engine/test_analysis.py model/engine/test_candidates.py \
-  model/engine/test_drafts.py model/text/test_questions.py model/worker/test_marks.py app/common/test_clock.py \
-  app/http/test_prefix.py $(addprefix app/storage/,test_mirror.py test_postgres.py test_store_owner.py) \
-  $(addprefix app/jobs/,test_datasets.py test_ends.py test_servers.py) \
+SLOW := e2e training test_wheel.py app/store model/checkpoint/test_memory.py model/images/test_reader.py \
+  model/text/test_questions.py app/cli/test_jobs.py \
+  $(addprefix app/http/,test_prefix.py test_events.py responses/test_real_responses.py) \
+  $(addprefix model/engine/,test_analysis.py test_candidates.py test_drafts.py test_pages.py test_quantised.py) \
+  $(addprefix model/worker/,test_branches.py test_marks.py test_pages.py test_plan.py) \
+  $(addprefix app/common/,test_clock.py test_pools.py test_spans.py) \
+  $(addprefix app/storage/,test_mirror.py test_moved_home.py test_postgres.py test_store_owner.py) \
+  $(addprefix app/jobs/,test_datasets.py test_ends.py test_life_of_a_job.py test_servers.py test_sweeps.py) \
   $(addprefix app/checkpoints/,test_activation.py test_hub.py test_in_store.py) \
   $(addprefix app/traces/,test_branches.py test_branch_edits.py test_exports.py test_film.py test_groups.py \
   test_streams.py test_why.py)
