@@ -265,10 +265,8 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _jobs_need_a_cluster(self) -> Settings:
-        if self.jobs == "ray" and not os.environ.get("RAY_ADDRESS"):
-            raise ValueError("OMNI_R1_JOBS=ray needs RAY_ADDRESS, the host:port of a Ray cluster's head")
-        if self.jobs == "ray" and find_spec("ray") is None:
-            raise ValueError("OMNI_R1_JOBS=ray needs Ray: pip install 'omni-r1-studio[ray]'")
+        if self.jobs == "ray" and (lack := lack_of_cluster()) is not None:
+            raise ValueError(f"OMNI_R1_JOBS=ray needs {lack}")
         return self
 
     @model_validator(mode="after")
@@ -299,6 +297,13 @@ class Settings(BaseSettings):
     def sqlalchemy_url(self) -> str:
         """The URL of the database in SQLAlchemy's spelling."""
         return self.database_url or f"sqlite:///{self.home / 'omni-r1.db'}"
+
+
+def lack_of_cluster() -> str | None:
+    """What jobs on a Ray cluster need and do not have; None if they can ask for one."""
+    if not os.environ.get("RAY_ADDRESS"):
+        return "RAY_ADDRESS, the host:port of a Ray cluster's head"
+    return "Ray: pip install 'omni-r1-studio[ray]'" if find_spec("ray") is None else None
 
 
 def is_loopback(host: str) -> bool:

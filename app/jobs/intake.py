@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 
 from app.checkpoints.folder import CheckpointInfo
 from app.checkpoints.registry import CheckpointRegistry
-from app.common.settings import Settings
+from app.common.settings import Settings, lack_of_cluster
 from app.contract.problems import Problem, field_problem
 from app.contract.words import JOB_TERMINAL
 from app.jobs import store
@@ -36,6 +36,7 @@ from training.spec.spec import (
     MOST_TRACES,
     AnySpec,
     BenchmarkHyperparameters,
+    PeRPOHyperparameters,
     PeSFTSpec,
     PipelineSpec,
     ZeroHyperparameters,
@@ -96,6 +97,9 @@ class JobIntake:
         if spec.activate and not _makes_checkpoint(spec):
             raise field_problem("invalid", "body.activate", "this job creates no checkpoint to activate")
         self._require_devices(spec)
+        for path, perpo in _perpos(spec):
+            if perpo.rollout_actors and (lack := lack_of_cluster()) is not None:
+                raise field_problem("invalid", f"{path}.rollout_actors", f"the server needs {lack}")
         resolved = spec.resolved()
         for keys in _data_parts(spec):
             self._check_data(resolved, ("data", *keys))
@@ -248,6 +252,13 @@ def _zeros(spec: AnySpec) -> Iterator[tuple[str, ZeroHyperparameters]]:
         yield "body.hyperparameters", spec.hyperparameters
     elif isinstance(spec, PipelineSpec) and spec.hyperparameters.zero is not None:
         yield "body.hyperparameters.zero", spec.hyperparameters.zero
+
+
+def _perpos(spec: AnySpec) -> Iterator[tuple[str, PeRPOHyperparameters]]:
+    if isinstance(spec.hyperparameters, PeRPOHyperparameters):
+        yield "body.hyperparameters", spec.hyperparameters
+    elif isinstance(spec, PipelineSpec) and spec.hyperparameters.perpo is not None:
+        yield "body.hyperparameters.perpo", spec.hyperparameters.perpo
 
 
 def _makes_checkpoint(spec: AnySpec) -> bool:

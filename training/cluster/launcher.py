@@ -24,13 +24,13 @@ from typing import Any
 from model.cluster.connect import ADDRESS, RAY, ROOM_S, connect
 from model.cluster.words import why_died, why_refused
 from training.cluster.actor import Ended, JobActor, NodeError, sizes_of
-from training.cluster.room import lacking_room, needs_of
+from training.cluster.room import lack_of, needs_of
 from training.jobs.context import JobError
 from training.jobs.disk import NO_WAIT, Disk
 from training.jobs.worker import STOPPED, fail, when_closed
 
 # Variables of this process that the worker on the node gets, too, and those that it must not get.
-PASSED = ("OMNI_R1_", "OMP_", "MKL_", "PYTHONUNBUFFERED", "HF_", "JUDGE_", "REWARD_", "WANDB_", "MLFLOW_")
+PASSED = ("OMNI_R1_", "OMP_", "MKL_", "PYTHONUNBUFFERED", "HF_", "JUDGE_", "REWARD_", "WANDB_", "MLFLOW_", "RAY_AUTH_")
 PROXIES = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"})
 WITHHELD = frozenset({"OMNI_R1_API_KEY", "OMNI_R1_DATABASE_URL"})
 # Ray would kill the worker when it ends an actor whose launcher is gone; it saves and ends by itself.
@@ -65,7 +65,7 @@ async def _run(folder: Path, spec: Mapping[str, Any], *, resume: bool, attached:
         then = partial(loop.call_soon_threadsafe, stop.set)
         threading.Thread(target=when_closed, args=(0, then), name="server watch", daemon=True).start()
     try:
-        connect(own_cpus=1)
+        address = connect(own_cpus=1)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)  # again: Ray has set its own
     except SystemExit:  # a signal, which Ray handles so while it connects
@@ -73,11 +73,14 @@ async def _run(folder: Path, spec: Mapping[str, Any], *, resume: bool, attached:
     except Exception as error:  # Ray has no class of its own for what goes wrong here
         detail = f"Ray at {os.environ.get(ADDRESS)} cannot be reached: {why_refused(error)}"
         raise JobError("cluster_unreachable", detail) from error
-    return await _follow(folder, spec, ["--resume"] if resume else [], stop)
+    passed = _environment() | {ADDRESS: address}  # a worker may want actors of its own
+    return await _follow(folder, spec, ["--resume"] if resume else [], passed, stop)
 
 
-async def _follow(folder: Path, spec: Mapping[str, Any], options: list[str], stop: asyncio.Event) -> int:
-    """Start the worker on a node and return its exit code."""
+async def _follow(
+    folder: Path, spec: Mapping[str, Any], options: list[str], passed: Mapping[str, str], stop: asyncio.Event
+) -> int:
+    """Start the worker on a node, with the environment ``passed``, and return its exit code."""
     import ray
     from ray.exceptions import RayError, RayTaskError
 
@@ -104,7 +107,7 @@ async def _follow(folder: Path, spec: Mapping[str, Any], options: list[str], sto
         code, detail = "node_died", "{}; the job resumes from its last saved state"
         room.cancel()
         await asyncio.wait([room])
-        ended = asyncio.ensure_future(actor.run.remote(str(folder), options, _environment()))
+        ended = asyncio.ensure_future(actor.run.remote(str(folder), options, passed))
         await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not ended.done():
             with contextlib.suppress(RayError):  # `ended` says so, too
@@ -142,16 +145,12 @@ async def _see(folder: Path, end: Ended) -> None:
 
 async def _report_room(folder: Path, needs: Mapping[str, float]) -> None:
     """Say in the job's folder what it waits for, until cancelled."""
-    import ray
-
     disk = Disk(folder)
     try:
         for look in count():
             await asyncio.sleep(ROOM_S)
             with contextlib.suppress(Exception):  # the head is away, which ends this process
-                nodes = [node["Resources"] for node in await asyncio.to_thread(ray.nodes) if node["Alive"]]
-                free = await asyncio.to_thread(ray.available_resources)
-                detail = lacking_room(needs, free, nodes) or (SCATTERED if look else None)
+                detail = await lack_of(needs) or (SCATTERED if look else None)
                 disk.note(None if detail is None else {"for": "cluster", "detail": detail})
     finally:
         disk.note(None)

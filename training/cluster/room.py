@@ -1,7 +1,8 @@
-"""What a job needs of a Ray cluster, and what it waits for. Imports no Ray."""
+"""What a job needs of a Ray cluster, and what it waits for. Imports Ray only to ask the cluster."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,3 +39,15 @@ def lacking_room(
     if not short:
         return None
     return f"needs {asked}, " + " and ".join(f"{left:g} {kind} free" for kind, left in short.items())
+
+
+async def lack_of(needs: Mapping[str, float]) -> str | None:
+    """Ask the cluster that this process is connected to for :func:`lacking_room`.
+
+    Raises:
+        Exception: the head is away, which ends this process.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in await asyncio.to_thread(ray.nodes) if node["Alive"]]
+    return lacking_room(needs, await asyncio.to_thread(ray.available_resources), nodes)

@@ -13,6 +13,7 @@ bit-identical at an equal thread count.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -25,6 +26,7 @@ from model.engine.phases import LegalIds
 from model.images.codes import decode_codes
 from model.nets.lora import load_trained_state, merged_state, shared_copy, trained_state
 from model.nets.transformer import Transformer
+from training.cluster.pool import PoolError
 from training.data.rows import DataError
 from training.home_paths import without_old_home
 from training.jobs.checkpoints import (
@@ -45,7 +47,7 @@ from training.jobs.precision import job_precision
 from training.perpo.collect import Collector, StepBatch
 from training.perpo.ema import MovingAverage
 from training.perpo.failure_signs import FailureSigns
-from training.perpo.loading import STAGE, held_out, load_prompts, make_sampler, screen
+from training.perpo.loading import STAGE, held_out, load_prompts, make_sampler, rollout_engine, screen
 from training.perpo.prompts import PromptOrder
 from training.perpo.update import Updater
 from training.perpo.validation import Record, Validation
@@ -63,10 +65,11 @@ def run(ctx: JobContext) -> dict[str, Any]:
         JobError: base or data are unusable, scoring fails, the loss is not finite, or the last save fails.
         JobStopped: a signal arrived; the state is saved.
     """
-    job = _Run(ctx)
-    start, total, began = job.step, job.hp.steps, ctx.clock()
-    ctx.log.progress(job.stage, start, total)
-    with tqdm(total=total, initial=start, desc=job.stage, mininterval=5) as bar:
+    with contextlib.ExitStack() as stack:
+        job = _Run(ctx, stack)
+        start, total, began = job.step, job.hp.steps, ctx.clock()
+        ctx.log.progress(job.stage, start, total)
+        bar = stack.enter_context(tqdm(total=total, initial=start, desc=job.stage, mininterval=5))
         job.close_step(first=True)
         while not job.over:
             job.show(job.learn())
@@ -84,7 +87,8 @@ class _Run:
     that closes its last step first when it is resumed.
     """
 
-    def __init__(self, ctx: JobContext) -> None:
+    def __init__(self, ctx: JobContext, stack: contextlib.ExitStack) -> None:
+        """``stack`` ends what has to end with the run."""
         spec = ctx.spec
         assert isinstance(spec, PeRPOSpec)
         self.ctx, self.stage = ctx, ctx.stage or STAGE
@@ -107,11 +111,12 @@ class _Run:
         self.validation: Validation | None = None
         if hp.validation is not None:
             self.validation = Validation(base, held_out(prompts, hp.validation.tasks), scorer, hp)
-        screen(ctx, base, prompts, scorer, hp)
+        engine = stack.enter_context(rollout_engine(ctx, base, prompts, hp))
+        screen(ctx, base, prompts, scorer, hp, engine)
         self.ema = MovingAverage(self.policy, hp.ema_decay) if hp.ema_decay else None
         order = PromptOrder(len(prompts), spec.seed)
         custom = _open_custom(ctx, base, hp)
-        sampler = make_sampler(base, prompts, hp)
+        sampler = make_sampler(base, prompts, hp, engine)
         self.collector = Collector(sampler, scorer, base.vq, prompts, order, hp, spec.seed, custom)
         self.updater = Updater(self.policy, reference, LegalIds.of(base.template, base.vocab), hp)
         self.folder = _open_run(ctx, self.stage, precision)
@@ -157,7 +162,7 @@ class _Run:
             check_finite(self.policy.state_dict(), self.step + 1)  # before replacing a good state
             if self.ema is not None and batch.kept:
                 self.ema.update(self.policy)
-        except JobStopped:  # the step's samples are redrawn on resume: nothing was updated yet
+        except (JobStopped, PoolError):  # the step's samples are redrawn on resume: nothing was updated yet
             self.save(whole=False)
             raise
         except RewardError as error:

@@ -1,16 +1,21 @@
-"""What a run samples from: its prompts, those held out, and the sampler.
+"""What a run samples from: its prompts, those held out, the engine and the sampler.
 
 Knows no optimiser.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from model.checkpoint.checkpoint import LoadedCheckpoint
+from training.cluster.rollouts import remote_engines
 from training.data.rows import DataError
 from training.jobs.context import JobContext, JobError
+from training.jobs.lora import settings_of
 from training.perpo.family_prompts import FamilyPrompts
 from training.perpo.prompts import FilePrompts, PromptSet, WorldPrompts
-from training.perpo.rollout import Prompt, Sampler
+from training.perpo.rollout import Generates, Prompt, Sampler, context_for
 from training.perpo.screening import screened
 from training.scoring.rewards import Scorer
 from training.spec.hyperparameters import PeRPOHyperparameters
@@ -49,29 +54,56 @@ def load_prompts(ctx: JobContext, base: LoadedCheckpoint) -> PromptSet:
 
 def held_out(prompts: PromptSet, count: int) -> list[Prompt]:
     """The prompts of the validation; raises JobError ``bad_spec``."""
-    try:
+    with _bad_spec():
         return prompts.hold_out(count)
-    except ValueError as error:
-        raise JobError("bad_spec", str(error)) from error
 
 
 def screen(
-    ctx: JobContext, base: LoadedCheckpoint, prompts: PromptSet, scorer: Scorer, hp: PeRPOHyperparameters
+    ctx: JobContext,
+    base: LoadedCheckpoint,
+    prompts: PromptSet,
+    scorer: Scorer,
+    hp: PeRPOHyperparameters,
+    engine: Generates | None,
 ) -> None:
     """Keep the prompts worth learning from, if the specification asks for a screening."""
     spec = ctx.spec
     assert isinstance(spec, PeRPOSpec)
     if isinstance(spec.data, UniTasksData | TasksData) or not isinstance(prompts, FilePrompts) or not spec.data.screen:
         return
-    sampler = make_sampler(base, prompts, hp.model_copy(update={"rollouts_per_prompt": spec.data.screen}))
+    sampler = make_sampler(base, prompts, hp.model_copy(update={"rollouts_per_prompt": spec.data.screen}), engine)
     wanted = {"data": ctx.record(spec.data.model_dump(mode="json")), "base": spec.base_checkpoint, "seed": spec.seed}
     every = prompts.take(range(len(prompts)))
     prompts.keep(screened(ctx, every, sampler, scorer, wanted, ctx.run_folder(ctx.stage or STAGE)))
 
 
-def make_sampler(base: LoadedCheckpoint, prompts: PromptSet, hp: PeRPOHyperparameters) -> Sampler:
-    """A sampler for these prompts; raises JobError ``bad_spec``."""
-    try:
+@contextlib.contextmanager
+def rollout_engine(
+    ctx: JobContext, base: LoadedCheckpoint, prompts: PromptSet, hp: PeRPOHyperparameters
+) -> Iterator[Generates | None]:
+    """The run's actors on a Ray cluster; None if it samples by itself.
+
+    Raises:
+        JobError: ``bad_spec``.
+    """
+    if not hp.rollout_actors:
+        yield None
+        return
+    with _bad_spec():
+        context = context_for(base.transformer, prompts.longest, hp.max_new_tokens)
+    lora = None if hp.lora is None else settings_of(hp.lora)
+    text_ids = base.template.text_legal_ids()
+    with remote_engines(
+        ctx, base.transformer, base.vocab, text_ids, count=hp.rollout_actors, context_len=context, lora=lora
+    ) as engines:
+        yield engines
+
+
+def make_sampler(
+    base: LoadedCheckpoint, prompts: PromptSet, hp: PeRPOHyperparameters, engine: Generates | None = None
+) -> Sampler:
+    """A sampler for these prompts, perhaps with an engine elsewhere; raises JobError ``bad_spec``."""
+    with _bad_spec():
         return Sampler(
             base.transformer,
             base.vocab,
@@ -82,6 +114,13 @@ def make_sampler(base: LoadedCheckpoint, prompts: PromptSet, hp: PeRPOHyperparam
             temperature=hp.temperature,
             top_p=hp.top_p,
             max_images=hp.max_images,
+            engine=engine,
         )
+
+
+@contextlib.contextmanager
+def _bad_spec() -> Iterator[None]:
+    try:
+        yield
     except ValueError as error:
         raise JobError("bad_spec", str(error)) from error

@@ -1,7 +1,8 @@
 """Samples G completions per prompt with the serving engine, from the module in training.
 
 The samples of a group share one prefill. The engine reads stacked copies of the module's weights, and
-:meth:`Sampler.sample` rebuilds them first, so that no optimiser step can be missed. Samples are a function of the
+:meth:`Sampler.sample` rebuilds them as a step begins, so that no optimiser step can be missed. It may also be engines
+elsewhere, which get the weights then (`training/cluster/rollouts.py`). Samples are a function of the
 weights and of (job seed, step, index of the prompt in the step, g) alone, independent of the rest of the batch.
 
 Knows no rewards or losses.
@@ -11,20 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from model.engine.device import CPU_SLOTS, free_bytes
-from model.engine.engine import Engine
+from model.engine.engine import Completion, Engine
 from model.engine.phases import Legal, LegalText
 from model.engine.sequence import FinishedBy, SamplingParams
-from model.nets.kv_cache import KVCache
 from model.nets.transformer import Transformer
 from model.seeds import mixed_seed
 from model.text.vocab import Vocabulary
+from training.jobs.memory import slots_for
 from training.scoring.rewards import RewardBreakdown
 from training.world.task import Task
-
-MAX_SLOTS = 256
-CACHE_SHARE = 0.4  # of the device's free memory, for the KV cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +86,25 @@ class RolloutGroup:
     rollouts: list[Rollout] = field(default_factory=list)
 
 
+class Generates(Protocol):
+    """An `Engine`, or what answers like one."""
+
+    def refresh(self) -> None:
+        """Take the module's weights as they are now."""
+        ...
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: Sequence[SamplingParams],
+        *,
+        num_samples: int = 1,
+        on_finish: Callable[[int], None] | None = None,
+    ) -> list[Completion]:
+        """Run prompts to completion: `num_samples` completions each, those of prompt 0 first."""
+        ...
+
+
 class Sampler:
     """Samples from a transformer that is updated between calls."""
 
@@ -104,8 +121,9 @@ class Sampler:
         top_p: float = 0.95,
         max_images: int | None = None,
         num_slots: int | None = None,
+        engine: Generates | None = None,
     ) -> None:
-        """Build an engine around the module.
+        """Build an engine around the module, unless there is one.
 
         Args:
             transformer: the module in training.
@@ -118,22 +136,22 @@ class Sampler:
             top_p: of the sampling; log-probabilities ignore it.
             max_images: images per completion; None: as many as fit.
             num_slots: concurrent sequences; None: chosen for the device.
+            engine: samples for the module instead; it has a context of `context_for` or more.
 
         Raises:
             ValueError: a group of one, or a prompt that leaves no room.
         """
         if group_size < 2:
             raise ValueError(f"rollouts_per_prompt is {group_size}, but a group needs at least 2 to compare")
-        context = transformer.config.context_len
-        if max_prompt_len >= context:
-            raise ValueError(f"a prompt of {max_prompt_len} tokens leaves no room in a context of {context}")
-        context = min(context, max_prompt_len + max_new_tokens)
-        slots = num_slots or slots_for(transformer, context)
+        context = context_for(transformer, max_prompt_len, max_new_tokens)
         self.group_size, self._max_new_tokens, self._max_images = group_size, max_new_tokens, max_images
         self._temperature, self._top_p = temperature, top_p
-        self._engine = Engine(
-            transformer, vocab, template, num_slots=slots, context_len=context, admissions_per_step=slots
-        )
+        if engine is None:
+            slots = num_slots or slots_for(transformer, context)
+            engine = Engine(
+                transformer, vocab, template, num_slots=slots, context_len=context, admissions_per_step=slots
+            )
+        self._engine = engine
 
     def sample(
         self,
@@ -150,13 +168,14 @@ class Sampler:
             prompts: the prompts.
             seed: of the job.
             step: of the loop.
-            first: prompts that this step has already sampled; seeds continue from there.
+            first: prompts that this step has already sampled, from the same weights; seeds continue from there.
             on_finish: called with the number of completions so far.
 
         Raises:
             FloatingPointError: the policy's logits are not finite.
         """
-        self._engine.refresh()
+        if not first:
+            self._engine.refresh()
         params = [
             SamplingParams(
                 temperature=self._temperature,
@@ -180,14 +199,13 @@ class Sampler:
         return groups
 
 
-def slots_for(transformer: Transformer, context_len: int) -> int:
-    """Concurrent sequences: as many as a share of the device's free memory holds, from 2 to a maximum.
+def context_for(transformer: Transformer, max_prompt_len: int, max_new_tokens: int) -> int:
+    """The context that the longest prompt and its completion take, at most the model's.
 
-    What the job takes later stays free: gradients and Adam's two moments of every trained parameter, in fp32, and the
-    engine's own copy of the weights.
+    Raises:
+        ValueError: the prompt leaves no room.
     """
-    device = transformer.device
-    one = KVCache(transformer.config, 1, context_len, device="meta", dtype=transformer.dtype).num_bytes
-    later = sum(p.nbytes + (12 * p.numel() if p.requires_grad else 0) for p in transformer.parameters())
-    most = CPU_SLOTS if device.type == "cpu" else MAX_SLOTS
-    return max(2, min(most, int((free_bytes(device) - later) * CACHE_SHARE) // one))
+    context = transformer.config.context_len
+    if max_prompt_len >= context:
+        raise ValueError(f"a prompt of {max_prompt_len} tokens leaves no room in a context of {context}")
+    return min(context, max_prompt_len + max_new_tokens)

@@ -15,8 +15,9 @@ from model.checkpoint.checkpoint import LoadedCheckpoint
 from model.engine.engine import Engine
 from model.engine.sequence import SamplingParams
 from model.nets.transformer import Transformer
+from training.jobs.memory import slots_for
 from training.perpo.functional import DrawingJudge, score
-from training.perpo.rollout import Prompt, slots_for
+from training.perpo.rollout import Prompt
 from training.scoring.rewards import RewardBreakdown, Scorer, score_all
 from training.spec.hyperparameters import PeRPOHyperparameters
 from training.world.checkers import num_drawings

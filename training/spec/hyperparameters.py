@@ -256,6 +256,9 @@ class PeRPOHyperparameters(_Optimisation):
     top_p: float = Field(0.95, gt=0.0, le=1.0, description="[P]")
     max_new_tokens: Positive = Field(330, description="of a completion")
     max_images: Count | None = Field(None, description="of a completion; the checkpoint's own when absent")
+    rollout_actors: Annotated[int, Field(ge=0, le=64)] = Field(
+        0, description="sample in so many actors of the Ray cluster at RAY_ADDRESS; 0: in the job's own process [D]"
+    )
     sampler_ratio_cap: float = Field(2.0, ge=1.0, le=1e3, description="truncated weight of trainer over sampler")
     reward: RewardHyperparameters = Field(default_factory=lambda: RewardHyperparameters())
     sample_every: Positive = Field(1, description="steps between two sampled traces that are shown")

@@ -63,6 +63,27 @@ async def test_devices_are_those_of_the_cluster_and_exclusive_jobs_do_not_wait(s
                 await asyncio.sleep(0.01)
 
 
+async def test_rollout_actors_need_a_cluster(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = {"rollout_actors": 2}
+    whole = {"method": "pipeline", "data": {"perpo": SPEC["data"]}}
+    stages = {"pesft": None, "perpo": stage, "benchmark": None}
+    specs = {
+        "body.hyperparameters.rollout_actors": {"method": "perpo", "hyperparameters": stage},
+        "body.hyperparameters.perpo.rollout_actors": whole | {"hyperparameters": stages},
+    }
+    async with serve(job_command=(sys.executable, "-S", "-c", WAITS)) as server:
+        for address, package, lack in (("", "json", "RAY_ADDRESS"), ("10.0.0.5:6379", "no_ray", "pip install")):
+            monkeypatch.setenv("RAY_ADDRESS", address)
+            monkeypatch.setattr("app.common.settings.find_spec", lambda _, name=package: find_spec(name))
+            for path, spec in specs.items():
+                answer = await server.client.post("/v1/jobs", json={**SPEC, **spec})
+                assert (answer.status_code, [one["path"] for one in answer.json()["errors"]]) == (422, [path])
+                assert lack in answer.text
+        monkeypatch.setattr("app.common.settings.find_spec", lambda _: find_spec("json"))
+        for spec in specs.values():
+            assert (await post(server, {**SPEC, **spec}))["status"] == "queued"
+
+
 @pytest.mark.usefixtures("cluster")
 async def test_job_without_room_shows_what_it_needs(
     serve: Serve, capsys: pytest.CaptureFixture[str], tmp_path: Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def test_first_mini_batch_has_ratio_one(whole: tuple[Path, dict[str, Any]]) -> N
 
 
 def test_the_reference_is_the_base_without_pairs(base: Path, tmp_path: Path) -> None:
-    run = perpo._Run(context(base, tmp_path, **LORA))
+    run = perpo._Run(context(base, tmp_path, **LORA), contextlib.ExitStack())
     reference, start = run.updater.reference, load_checkpoint(base).transformer.state_dict()
     assert reference is not None
     assert reference.lm_head.weight is run.policy.lm_head.weight  # shared, not copied

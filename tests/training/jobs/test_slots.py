@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-import training.perpo.rollout
+import training.jobs.memory
 from model.engine.device import CPU_SLOTS
 from model.nets.kv_cache import KVCache
 from model.nets.lora import LoRASettings, attach
 from model.nets.transformer import Transformer
 from tests.tiny import tiny_config
-from training.perpo.rollout import CACHE_SHARE, slots_for
+from training.jobs.memory import CACHE_SHARE, slots_for
 
 CONTEXT = 256
 
 
 def slots(transformer: Transformer, free: int, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(training.perpo.rollout, "free_bytes", lambda _device: free)
+    monkeypatch.setattr(training.jobs.memory, "free_bytes", lambda _device: free)
     return slots_for(transformer, CONTEXT)
 
 
