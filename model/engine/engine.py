@@ -14,15 +14,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from model.engine.candidates import Candidates
-from model.engine.drafts import Drafts, nan_rows, num_accepted
-from model.engine.layout import columns, free, kept_layers
+from model.engine.drafts import MOST_ROWS, Drafts, nan_rows, num_accepted
+from model.engine.layout import Weights
 from model.engine.phases import Legal, LegalIds, LegalText, PhaseRules
 from model.engine.sampling import RowParams, choose
 from model.engine.scheduler import Scheduler
@@ -37,10 +38,11 @@ from model.engine.sequence import (
 )
 from model.nets.attention import Attention, PackedAttention, PackedLayout
 from model.nets.decode_step import DecodeStep
+from model.nets.graphs import Graphs, sizes_for
 from model.nets.page_cache import PageCache
-from model.nets.quantised import is_quantised, product
+from model.nets.quantised import product
 from model.nets.slot_cache import SequenceCache, SlotCache
-from model.nets.transformer import LayerWeights, Transformer
+from model.nets.transformer import Transformer
 from model.paging import PAGE
 from model.speculation import WINDOW
 from model.text.vocab import Vocabulary
@@ -72,13 +74,15 @@ class Engine:
         speculation: int = WINDOW,
         num_pages: int | None = None,
         page: int = PAGE,
+        graphs: bool | None = None,
     ) -> None:
         """`template` provides the ids that may be sampled as text, except begin-image.
 
         Without `keep_parameters` (for serving: no `refresh` afterwards) every layer's parameters are freed once the
         engine has its own copy. `speculation` is the most codes of an image that one pass may give; 0 means one. With
         `num_pages`, keys and values lie in so many pages of `page` positions, which sequences take as they grow;
-        otherwise each slot has a whole context.
+        otherwise each slot has a whole context. `graphs`: pad passes over pages to a few shapes, which are CUDA graphs
+        on CUDA; None: there, without `keep_parameters`.
 
         Raises:
             ValueError: the context exceeds the model's, or the pages do not hold one.
@@ -93,14 +97,17 @@ class Engine:
         self.scheduler = Scheduler(num_slots, admissions_per_step=admissions_per_step)
         legal = LegalIds.of(template, vocab)  # begin-image is the last text column, so forbidding it is one addition
         self._text_ids, self._code_ids = list(legal.text), list(legal.codes)
-        self._text_index = torch.tensor(self._text_ids, device=self.device)
-        self._code_index = torch.tensor(self._code_ids, device=self.device)
         self._params: RowParams | None = None
         self.num_steps = self.num_prefills = 0
         self._stack(release=not keep_parameters)
-        kind = SlotCache if num_pages is None else partial(PageCache, num_pages=num_pages, page=page)
-        self.cache: SequenceCache = kind(config, num_slots, context_len, device=self.device, dtype=self.dtype)
         self._drafts = Drafts(self.rules, speculation)
+        place: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
+        if num_pages is not None:
+            padded = graphs if graphs is not None else self.device.type == "cuda" and not keep_parameters
+            sizes = sizes_for(max(num_slots, MOST_ROWS * speculation), context_len) if padded else ()
+            place |= {"num_pages": num_pages, "page": page, "sizes": sizes}
+        kind = SlotCache if num_pages is None else PageCache
+        self.cache: SequenceCache = kind(config, num_slots, context_len, **place)
         self._step = DecodeStep(transformer) if DecodeStep.serves(transformer) else None
         self._candidates = Candidates(self.scheduler, self.cache, self._remove)
 
@@ -109,19 +116,11 @@ class Engine:
         self._stack(release=False)
         self.cache.forget()
 
-    @torch.no_grad()
     def _stack(self, *, release: bool) -> None:
         """Copy the weights into the engine's layout; `release` frees the parameters on the way."""
-        transformer = self.transformer
-        # Folding a weight loses bits in bf16, quantised matrices keep theirs, and swin-norm normalises afterwards.
-        fold = self.dtype == torch.float32 and not (transformer.config.swin_norm or is_quantised(transformer))
-        self._final_norm = transformer.model.norm.weight * transformer.config.hidden_size**0.5
-        head = transformer.lm_head
-        self._text_head, self._code_head = columns(head, self._text_index), columns(head, self._code_index)
-        if release and head.weight is not transformer.model.embed_tokens.weight:
-            free(head)
-        self._layers: list[LayerWeights] = []
-        self._layers += kept_layers(transformer, fold_norms=fold, release=release)
+        self._weights = Weights.of(self.transformer, self._text_ids, self._code_ids, release=release)
+        self._run = partial(self.transformer, weights=self._weights.layers)
+        self._graphs = Graphs(self._run)
 
     def reset(self) -> None:
         """Drop the running sequences and anything a failed step left in the cache."""
@@ -134,9 +133,7 @@ class Engine:
     @property
     def num_weight_bytes(self) -> int:
         """Bytes of the weights that a step reads, including the embedding."""
-        tensors = [getattr(layer, f.name) for layer in self._layers for f in fields(layer)]
-        tensors += [self._text_head, self._code_head, self.transformer.model.embed_tokens.weight]
-        return sum(t.nbytes for t in tensors if t is not None)
+        return self._weights.num_bytes
 
     @property
     def num_running(self) -> int:
@@ -204,6 +201,11 @@ class Engine:
             self._remove(sequence, Status.ABORTED)
         return len({sequence.index for sequence in sequences})
 
+    def warm_up(self) -> None:
+        """Run a pass of each fixed shape, so that no trace waits until it is captured. No sequence may be running."""
+        for one in self.cache.fixed_passes():
+            self._forward(0, *one)
+
     def export_kv(self, sequence: Sequence) -> Tensor:
         """Copy a running sequence's cached rows for `add_request(kv=...)`."""
         return self.cache.export(sequence.slot, sequence.position)
@@ -212,20 +214,18 @@ class Engine:
     def forward(self, ids: Seq[int], attention: Attention) -> Tensor:
         """Hidden states [T, D] of a whole sequence, without the cache; may run in another thread than `step`."""
         both = torch.tensor([list(ids), list(range(len(ids)))]).to(self.device)
-        return self.transformer(both[:1], both[1:], attention, weights=self._layers)[0]  # type: ignore[no-any-return]
+        return self._run(both[:1], both[1:], attention)[0]  # type: ignore[no-any-return]
 
     @torch.inference_mode()
     def forward_packed(self, ids: Seq[int], layout: PackedLayout) -> Tensor:
         """Hidden states [T, D] of packed sequences, otherwise like `forward`."""
         flat = torch.tensor(list(ids), device=self.device)
-        return self.transformer(  # type: ignore[no-any-return]
-            flat, layout.positions, PackedAttention(layout), weights=self._layers
-        )
+        return self._run(flat, layout.positions, PackedAttention(layout))  # type: ignore[no-any-return]
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor, legal: Legal) -> Tensor:
         """Hidden states [n, D] -> logits [n, L] over a legal set, in the order of `ids_of`; -inf where not legal."""
-        logits = product(hidden, self._code_head if legal is Legal.CODE else self._text_head)
+        logits = product(hidden, self._weights.code_head if legal is Legal.CODE else self._weights.text_head)
         if legal is Legal.TEXT:
             logits[:, -1] = float("-inf")
         return logits.float()
@@ -250,7 +250,7 @@ class Engine:
         if guesses is None:
             self._params = self._params or RowParams.of([s.params for s in stepped], self.device)
             last = self.cache.decode([s.last_token for s in stepped], [s.position for s in stepped])
-            tokens, logprobs = self._draw(stepped, self._forward(*last), self._params)
+            tokens, logprobs = self._draw(stepped, self._forward(len(stepped), *last), self._params)
             each = [[self._push(*row)] for row in zip(stepped, tokens, logprobs, strict=True)]
         else:
             each = self._verify(stepped, guesses)
@@ -293,7 +293,7 @@ class Engine:
             self.cache.restore(slot, sequence.prefix, rows)
         else:
             self.num_prefills += length > 0
-            self.cache.prefill(slot, sequence.prefix, partial(self.transformer, weights=self._layers))
+            self.cache.prefill(slot, sequence.prefix, self._run)
             if shared is not None and length and not self.cache.grows:  # pages share what is long by themselves
                 shared.rows = self.cache.export(slot, length)
         sequence.kv = sequence.shared = None
@@ -314,16 +314,17 @@ class Engine:
             self._remove(newest, Status.WAITING)
             self.scheduler.add_first([newest])
 
-    def _forward(self, ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
+    def _forward(self, count: int, ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
+        """Hidden states [count, D] of the first tokens; the rest is padding."""
         if self._step is not None:
-            return self._step(ids, positions, attention, self._layers, self._final_norm)
-        return self.transformer(ids, positions, attention, weights=self._layers)  # type: ignore[no-any-return]
+            return self._step(ids, positions, attention, self._weights.layers, self._weights.final_norm)[:count]
+        return self._graphs(ids, positions, attention)[:count]
 
     def _verify(self, running: list[Sequence], guesses: list[list[int]]) -> list[list[SequenceOutput]]:
         """Draw the next token of every row, and those after it as long as they are as guessed."""
         widths = [1 + len(guess) for guess in guesses]
         ids = [token for s, guess in zip(running, guesses, strict=True) for token in (s.last_token, *guess)]
-        hidden = self._forward(*self.cache.windows(ids, [s.position for s in running], widths))
+        hidden = self._forward(len(ids), *self.cache.windows(ids, [s.position for s in running], widths))
         places = [s for s, width in zip(running, widths, strict=True) for _ in range(width)]
         params = RowParams.of([s.params for s in places], self.device)
         tokens, logprobs = self._draw(places, hidden, params, [place for width in widths for place in range(width)])
@@ -357,7 +358,8 @@ class Engine:
         codes = [row for row, s in enumerate(running) if s.state.legal is Legal.CODE]
         tokens = [s.state.forced_id for s in running]
         logprobs = [0.0] * len(running)
-        for rows, ids, head in ((text, self._text_ids, self._text_head), (codes, self._code_ids, self._code_head)):
+        heads = self._weights
+        for rows, ids, head in ((text, self._text_ids, heads.text_head), (codes, self._code_ids, heads.code_head)):
             if not rows:
                 continue
             states, params, group = hidden, all_params, [running[row] for row in rows]

@@ -2,15 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from model.nets.quantised import Linear, Matrix, Quantised, QuantisedLinear
+from model.nets.quantised import Linear, Matrix, Quantised, QuantisedLinear, is_quantised
 from model.nets.transformer import LayerWeights, Transformer
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A transformer's weights in the layout of the engine."""
+
+    layers: list[LayerWeights]
+    text_head: Matrix  # [D, legal text tokens]
+    code_head: Matrix  # [D, codes]
+    embedding: Tensor  # [V, D]
+    final_norm: Tensor  # [D], the norm's weight times the square root of D
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, transformer: Transformer, text: Sequence[int], codes: Sequence[int], *, release: bool) -> Weights:
+        """Copy the layers, and the head's columns of these ids; `release` frees the parameters on the way."""
+        # Folding a weight loses bits in bf16, quantised matrices keep theirs, and swin-norm normalises afterwards.
+        config, head = transformer.config, transformer.lm_head
+        fold = transformer.dtype == torch.float32 and not (config.swin_norm or is_quantised(transformer))
+        final_norm = transformer.model.norm.weight * config.hidden_size**0.5
+        text_head, code_head = (columns(head, torch.tensor(ids, device=transformer.device)) for ids in (text, codes))
+        embedding = transformer.model.embed_tokens.weight
+        if release and head.weight is not embedding:
+            free(head)
+        layers = list(kept_layers(transformer, fold_norms=fold, release=release))
+        return cls(layers, text_head, code_head, embedding, final_norm)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of what a step reads, including the embedding."""
+        tensors = [getattr(layer, field.name) for layer in self.layers for field in fields(layer)]
+        return sum(t.nbytes for t in (*tensors, self.text_head, self.code_head, self.embedding) if t is not None)
 
 
 def kept_layers(transformer: Transformer, *, fold_norms: bool, release: bool) -> Iterator[LayerWeights]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from functools import partial
 from hashlib import blake2b
 
 import torch
@@ -36,10 +37,14 @@ class PageCache:
         *,
         num_pages: int,
         page: int = PAGE,
+        sizes: Sequence[int] = (),
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         """Allocate all pages.
+
+        `sizes` are numbers of tokens, ascending: passes over running sequences are padded to the next one, up to the
+        last, and keep their shape and memory (see :class:`PagedAttention`).
 
         Raises:
             ValueError: a context does not fit into them.
@@ -50,7 +55,9 @@ class PageCache:
         self.keys, self.values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
         self.num_slots, self.context_len, self.page = num_slots, context_len, page
         self._device = torch.device(device)
-        self._attention = PagedAttention(self.keys, self.values, groups=config.num_heads // config.num_kv_heads)
+        attention = partial(PagedAttention, self.keys, self.values, groups=config.num_heads // config.num_kv_heads)
+        self._attention = attention()
+        self._padded = {size: attention(longest=context_len) for size in sizes}
         self.reset()
 
     @property
@@ -177,8 +184,7 @@ class PageCache:
         self._take(slot, len(ids))
         while start < len(ids):
             part = ids[start : start + size]
-            positions = self._attention.begin(self._tables[slot : slot + 1], [start], [len(part)])
-            run(torch.tensor(part, device=self._device), positions, self._attention)
+            run(*self._attention.begin(part, self._tables[slot : slot + 1], [start], [len(part)]), self._attention)
             start += len(part)
         self._learn(slot, ids)
 
@@ -234,8 +240,26 @@ class PageCache:
 
     def windows(self, ids: Sequence[int], starts: Sequence[int], widths: Sequence[int]) -> Pass:
         """See :class:`model.nets.slot_cache.SequenceCache`."""
-        positions = self._attention.begin(self._tables[: len(starts)], starts, widths)
-        return torch.tensor(ids).to(self._device), positions, self._attention
+        size = next((size for size in self._padded if size >= len(ids)), None)
+        if size is not None and (self._free or self._forget_oldest()):
+            return self._pad(size, ids, starts, widths)
+        return *self._attention.begin(ids, self._tables[: len(starts)], starts, widths), self._attention
+
+    def fixed_passes(self) -> Iterator[Pass]:
+        """See :class:`model.nets.slot_cache.SequenceCache`."""
+        return (self._pad(size, [], [], []) for size in self._padded)
+
+    def _pad(self, size: int, ids: Sequence[int], starts: Sequence[int], widths: Sequence[int]) -> Pass:
+        """A pass of `size` tokens: those that are missing are a row of their own, which writes to a free page."""
+        missing, without = size - len(ids), self.num_slots - len(starts)
+        page, attention = self._free[-1:], self._padded[size]
+        begun = attention.begin(
+            [*ids, *[0] * missing],
+            [*self._tables[: len(starts)], page * max(1, self._pages(missing)), *[page] * without],
+            [*starts, *[0] * (without + 1)],
+            [*widths, missing, *[0] * without],
+        )
+        return *begun, attention
 
     def settle(self, slot: int, start: int, stop: int) -> None:
         """Nothing: a pass says how many positions it reads."""

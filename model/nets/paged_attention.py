@@ -35,41 +35,66 @@ class PagedAttention:
     The keys and values of all pages are [layers, P, B, J, K] each.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor, *, groups: int, kernel: bool | None = None) -> None:
-        """`kernel`: use FlashAttention's; None: on CUDA in 16 bits, which :func:`has_kernel` has allowed."""
+    def __init__(
+        self, keys: Tensor, values: Tensor, *, groups: int, kernel: bool | None = None, longest: int | None = None
+    ) -> None:
+        """`kernel`: use FlashAttention's; None: on CUDA in 16 bits, which :func:`has_kernel` has allowed.
+
+        With `longest`, positions of the longest row that may ever come, all passes have the same numbers of tokens and
+        rows, and what the device reads of them stays where it is, as a CUDA graph needs.
+        """
         self._keys, self._values = keys.unbind(0), values.unbind(0)
         self._flat_keys, self._flat_values = keys.flatten(1, 2).unbind(0), values.flatten(1, 2).unbind(0)
         self._page, self._groups, self._scale = keys.shape[2], groups, keys.shape[-1] ** -0.5
         self._device, self._dtype = keys.device, keys.dtype
         self._kernel = (keys.is_cuda and keys.dtype in HALVES) if kernel is None else kernel
+        self._fixed, self._kept = longest, list[Tensor]()
 
-    def begin(self, tables: Sequence[list[int]], starts: Sequence[int], widths: Sequence[int]) -> Tensor:
-        """Start a pass; returns the positions [T].
+    @property
+    def is_fixed(self) -> bool:
+        """Whether every pass reads the same memory."""
+        return self._fixed is not None
+
+    def begin(
+        self, ids: Sequence[int], tables: Sequence[list[int]], starts: Sequence[int], widths: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Start a pass; returns the token ids and their positions, [T] each.
 
         Args:
-            tables: the pages of each row, in order.
+            ids: the new tokens of all rows.
+            tables: the pages of each row, in order; at least one.
             starts: each row's first new position.
-            widths: number of new tokens of each row.
+            widths: number of new tokens of each row, which may be 0.
         """
         page = self._page
         firsts = list(accumulate(widths, initial=0))
         places = [(r, starts[r] + i) for r, width in enumerate(widths) for i in range(width)]
         used = [start + width for start, width in zip(starts, widths, strict=True)]
-        most = pages_of(max(used), page)
-        positions, targets = torch.tensor(
-            [[p for _, p in places], [tables[r][p // page] * page + p % page for r, p in places]]
-        ).to(self._device)
-        self._target = targets
-        table = torch.tensor([[*row[:most], *row[-1:] * (most - len(row))] for row in tables], dtype=torch.int32)
-        self._table = table.to(self._device)
-        if self._kernel:
-            counts = [*firsts, *accumulate(used, initial=0), *used]
-            sizes = [len(firsts), len(firsts), len(used)]
-            self._firsts, self._seen, self._used = torch.tensor(counts, dtype=torch.int32).to(self._device).split(sizes)
-            self._widest, self._longest = max(widths), max(used)
-        else:
+        self._widest, self._longest = (max(widths), max(used)) if self._fixed is None else (len(places), self._fixed)
+        most = pages_of(self._longest, page)
+        targets = [tables[r][p // page] * page + p % page for r, p in places]
+        table = [[*row[:most], *row[-1:] * (most - len(row))] for row in tables]
+        counts = [*firsts, *accumulate(used, initial=0), *used]
+        tokens, self._table, numbers = self._on_device(
+            torch.tensor([list(ids), [p for _, p in places], targets]),
+            torch.tensor(table, dtype=torch.int32),
+            torch.tensor(counts, dtype=torch.int32),
+        )
+        ids_of_rows, positions, self._target = tokens.unbind(0)
+        self._firsts, self._seen, self._used = numbers.split([len(firsts), len(firsts), len(used)])
+        if not self._kernel:
             self._begin_gathered(firsts, starts, widths)
-        return positions
+        return ids_of_rows, positions
+
+    def _on_device(self, *given: Tensor) -> list[Tensor]:
+        if self._fixed is None or not self._kept:
+            found = [one.to(self._device) for one in given]
+            if self._fixed is not None:
+                self._kept = found
+            return found
+        for kept, one in zip(self._kept, given, strict=True):
+            kept.copy_(one)
+        return self._kept
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [T, J * G, K], k and v [T, J, K] -> [T, J * G * K]."""
@@ -97,10 +122,10 @@ class PagedAttention:
     def _begin_gathered(self, firsts: Sequence[int], starts: Sequence[int], widths: Sequence[int]) -> None:
         """Pad each row's queries to the widest."""
         rows, widest, length = len(widths), max(widths), self._table.shape[1] * self._page
-        padded = [(r, min(i, width - 1)) for r, width in enumerate(widths) for i in range(widest)]
-        self._source, seen = torch.tensor([[firsts[r] + i for r, i in padded], [starts[r] + i for r, i in padded]]).to(
-            self._device
-        )
+        padded = [(r, max(0, min(i, width - 1))) for r, width in enumerate(widths) for i in range(widest)]
+        last = firsts[-1] - 1
+        sources = [min(firsts[r] + i, last) for r, i in padded]
+        self._source, seen = torch.tensor([sources, [starts[r] + i for r, i in padded]]).to(self._device)
         found = [r * widest + i for r, width in enumerate(widths) for i in range(width)]
         self._found = torch.tensor(found).to(self._device)
         later = torch.arange(length, device=self._device) > seen.view(rows, 1, widest, 1, 1)
@@ -155,6 +180,6 @@ def _agrees(device: torch.device, dtype: torch.dtype, head_dim: int, groups: int
     found = []
     for kernel in (True, False):
         attention = PagedAttention(*caches.clone(), groups=groups, kernel=kernel)
-        attention.begin([[2, 0], [3]], [300, 7], [1, 3])
+        attention.begin([0] * 4, [[2, 0], [3]], [300, 7], [1, 3])
         found.append(attention(0, q, k, v).float())
     return bool((found[0] - found[1]).abs().max() < TOLERANCE)

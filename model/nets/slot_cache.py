@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -51,6 +51,10 @@ class SequenceCache(Protocol):
 
     def windows(self, ids: Sequence[int], starts: Sequence[int], widths: Sequence[int]) -> Pass:
         """The pass of several new tokens for each slot, from its position in `starts` on."""
+        ...
+
+    def fixed_passes(self) -> Iterable[Pass]:
+        """A pass of each fixed shape, over no sequence; none if passes have any shape."""
         ...
 
     def settle(self, slot: int, start: int, stop: int) -> None:
@@ -125,6 +129,10 @@ class SlotCache(KVCache):
         """See :class:`SequenceCache`."""
         positions = self._windows.begin(starts, widths)
         return torch.tensor(ids).to(self._device), positions, self._windows
+
+    def fixed_passes(self) -> Iterable[Pass]:
+        """None."""
+        return ()
 
     def settle(self, slot: int, start: int, stop: int) -> None:
         """See :class:`SequenceCache`."""

@@ -232,7 +232,7 @@ class Transformer(nn.Module):
                 angles = torch.arange(config.max_position_embeddings, dtype=torch.float32)[:, None] * inv_freq
                 table = torch.complex(angles.cos(), angles.sin()).to(positions.device)  # [context, K / 2]
             self._rope_table = table
-        return table[positions].unsqueeze(-2)
+        return table.index_select(0, positions.flatten()).view(*positions.shape, 1, -1)
 
     def layer_weights(self) -> list[LayerWeights]:
         """Stacked weights of every layer, for :meth:`forward`'s `weights` (the engine keeps a detached copy)."""
@@ -298,13 +298,14 @@ def _layer_forward(
 
     y = x if swin else rms_norm(x, w.input_norm, eps)
     qkv = _linear(y, w.qkv, adapters.qkv).unflatten(-1, (heads + 2 * kv_heads, head))
-    qk = qkv[..., : heads + kv_heads, :]
+    qk, v = qkv.split([heads + kv_heads, kv_heads], dim=-2)
     if _trains_on_cpu(qk):
         qk = QKNormRotate.apply(qk, w.qk_norm, w.qk_norm_bias, rotation, QK_NORM_EPS)
     else:
         qk = F.layer_norm(qk, (head,), None, None, QK_NORM_EPS)
         qk = rotate(torch.addcmul(w.qk_norm_bias, qk, w.qk_norm), rotation).to(qkv.dtype)
-    y = attention(index, qk[..., :heads, :], qk[..., heads:, :], qkv[..., heads + kv_heads :, :])
+    q, k = qk.split([heads, kv_heads], dim=-2)
+    y = attention(index, q, k, v)
     o, down = adapters.o, adapters.down
     x = x + rms_norm(_linear(y, w.o, o), w.input_norm, eps) if swin else add_linear(x, y, w.o, o)
 

@@ -104,6 +104,7 @@ class Model:
             speculation=settings.speculation,
         )
         wait_for_images()
+        engine.warm_up()
         prompt = loaded.template.prompt_ids("?", [])
         engine.generate([prompt], SamplingParams(temperature=1.0, top_p=0.9, max_new_tokens=4))
         wait_for_images()

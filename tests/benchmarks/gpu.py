@@ -14,17 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import signal
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -37,6 +34,7 @@ from model.nets.attention import CausalAttention
 from model.nets.paged_attention import has_kernel
 from model.nets.transformer import Transformer
 from model.paging import pages_of
+from tests.benchmarks import limit
 from tests.benchmarks.gpu_training import lora_perpo, lora_pesft
 from tests.model.sparse import chameleon_config, sparse_checkpoint
 
@@ -173,10 +171,10 @@ def decode(rig: Rig) -> Result:
     return found
 
 
-def _decode(rig: Rig, batch: int, length: int, steps: int = 48, paged: bool | None = None) -> Result:
+def _decode(rig: Rig, batch: int, length: int, steps: int = 48, paged: bool | None = None, **how: bool) -> Result:
     loaded = rig.model
     steps = 4 if rig.dry else steps
-    engine = text_engine(rig, batch, length + 2 * steps + 16, paged)
+    engine = text_engine(rig, batch, length + 2 * steps + 16, paged, **how)
     prompt = random_text(rig, length)
     params = SamplingParams(temperature=1.0, max_new_tokens=2 * steps + 8, max_images=0)
     for row in range(batch):
@@ -206,11 +204,11 @@ def kernels(engine: Engine) -> float:
     return len([event for event in seen.events() if "Mem" not in event.name]) / 4
 
 
-def text_engine(rig: Rig, slots: int, context: int, paged: bool | None = None) -> Engine:
+def text_engine(rig: Rig, slots: int, context: int, paged: bool | None = None, *, graphs: bool = True) -> Engine:
     """An engine that never draws, with keys and values in pages or not; None: as it would be served."""
     loaded = rig.model
     paged = kernel(rig) if paged is None else paged
-    return Engine(
+    engine = Engine(
         loaded.transformer,
         loaded.vocab,
         loaded.template,
@@ -218,7 +216,19 @@ def text_engine(rig: Rig, slots: int, context: int, paged: bool | None = None) -
         context_len=context,
         admissions_per_step=slots,
         num_pages=slots * pages_of(context) if paged else None,
+        graphs=graphs,
     )
+    engine.warm_up()
+    return engine
+
+
+def graphs(rig: Rig) -> Result:
+    """Steps of 1 and 16 rows of 2,048 positions with CUDA graphs and without."""
+    if rig.device == "cuda" and not kernel(rig):
+        return {"kernel": False}
+    rows, length = ((1, 2), 32) if rig.dry else ((1, 16), 2_048)
+    names = {True: "graphs", False: "plain"}
+    return {f"{n} {names[on]}": _decode(rig, n, length, paged=True, graphs=on) for n in rows for on in names}
 
 
 def pages(rig: Rig) -> Result:
@@ -314,28 +324,13 @@ PARTS: dict[str, tuple[Callable[[Rig], Result], int]] = {  # and the limit in se
     "equality": (equality, 40),
     "decode": (decode, 120),
     "pages": (pages, 40),
+    "graphs": (graphs, 40),
     "generate": (against_generate, 90),
     "lora_pesft": (lambda rig: lora_pesft(rig.model, rig.device, dry=rig.dry), 90),
     "lora_perpo": (lambda rig: lora_perpo(rig.model, rig.device, dry=rig.dry), 90),
     "syncs": (syncs, 40),
     "image": (image_decode, 20),
 }
-
-
-@contextmanager
-def limit(seconds: int) -> Iterator[None]:
-    """Raise TimeoutError in the main thread after so many seconds."""
-
-    def late(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError(f"took over {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def table(results: Result) -> str:

@@ -24,14 +24,18 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(params=["slots", "pages"])
 def cache_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every engine of a test keeps whole contexts, or few small pages, so that sequences have to wait for some."""
+    """Every engine of a test keeps whole contexts, or few small pages, so that sequences have to wait for some.
+
+    With pages, passes have the fixed shapes of CUDA graphs, and run plainly.
+    """
     if request.param == "slots":
         return
     init = Engine.__init__
 
     def paged(self: Engine, transformer: Any, *arguments: Any, **options: Any) -> None:
         context = options.get("context_len") or transformer.config.max_position_embeddings
-        init(self, transformer, *arguments, **options, num_pages=-(-context // PAGE) + SPARE, page=PAGE)
+        pages = {"num_pages": -(-context // PAGE) + SPARE, "page": PAGE, "graphs": True}
+        init(self, transformer, *arguments, **options, **pages)
 
     monkeypatch.setattr(Engine, "__init__", paged)
 

@@ -231,7 +231,7 @@ def test_pass_with_the_kernel_depends_on_no_data() -> None:
     with FakeTensorMode():
         caches = torch.zeros(2, 1, 4, 256, 2, 128, device="cuda", dtype=torch.bfloat16)
         attention = PagedAttention(*caches, groups=2, kernel=True)
-        positions = attention.begin([[2, 0], [3]], [300, 7], [1, 3])
+        _, positions = attention.begin([0] * 4, [[2, 0], [3]], [300, 7], [1, 3])
         q, k, v = (torch.zeros(4, heads, 128, device="cuda", dtype=torch.bfloat16) for heads in (4, 2, 2))
         found = attention(0, q, k, v)
     assert (positions.shape, positions.device.type) == ((4,), "cuda")
