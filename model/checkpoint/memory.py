@@ -1,7 +1,8 @@
 """How much memory a checkpoint takes on a device: counted from its headers, without torch.
 
 Bytes everywhere. *Weights* are what stays while serving, every copy included; *work* is what a step needs besides:
-a prefill needs `work_per_token` for each position, the image tokenizer `work_image` for one image.
+a pass needs `work_per_token` for each position, its matrices more for a part of them, and the image tokenizer
+`image_work` for one image.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from model.checkpoint.shards import TensorEntry, read_entries
 from model.config import LONGEST_CONTEXT, ModelConfig, TransformerConfig, VQConfig
-from model.paging import PAGE, pages_of
+from model.paging import GRAPH_SIZES, PAGE, PART, pages_of
 from model.quantisation import BLOCK, QuantKind
 
 VQ_PREFIX = "model.vqmodel."
@@ -101,13 +102,17 @@ def memory_needs(
         copied = max(copied, 3 * 4 * BLOCK)  # a block in fp32, and its numbers before they are rounded
     largest = max((4 * math.prod(entry.shape) for entry in entries.values()), default=0)
     restored = 4 if device == "cpu" else 0  # fp8 on a CPU, on its way to `width` bytes
+    paged = (device == "cuda" and width == 2) if paged is None else paged
+    row = width * (6 * t.hidden_size + 4 * t.intermediate_size) + 4 * 6 * t.hidden_size  # of a layer's matrices
+    work_fixed = image_work(config.vq) + RUNTIME_BYTES[device] + row * (PART + (GRAPH_SIZES[-1] if paged else 0))
+    queries = t.num_heads * t.head_dim
     return MemoryNeeds(
         weights=weights,
         loading_peak=weights + max(copied, MAPPED_BYTES + largest if device == "cpu" else 0),
         kv_per_token=2 * t.num_layers * t.num_kv_heads * t.head_dim * width,
-        work_per_token=width * (6 * t.hidden_size + 4 * t.intermediate_size) + 4 * 6 * t.hidden_size,
-        work_fixed=image_work(config.vq) + RUNTIME_BYTES[device] + (0 if quant is None else (width + restored) * BLOCK),
-        paged=(device == "cuda" and width == 2) if paged is None else paged,
+        work_per_token=width * (2 * t.hidden_size + 3 * queries + 2 * t.num_kv_heads * t.head_dim) + 8,
+        work_fixed=work_fixed + (0 if quant is None else (width + restored) * BLOCK),
+        paged=paged,
     )
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from model.engine.engine import Engine
 from model.engine.phases import Legal, PhaseState
 from model.engine.sequence import SamplingParams, first_phase
-from model.nets.attention import CausalAttention, MaskedAttention, RecordedAttention
+from model.nets.attention import CausalAttention, HidingAttention, RecordedAttention
 
-CHUNK = 512  # rows of logits at once
+CHUNK = 128  # rows of logits at once
 
 
 @torch.inference_mode()
@@ -67,10 +67,8 @@ def token_logprobs(
     ids = [*prompt, *response]
     if len(ids) > engine.context_len:
         raise ValueError(f"prompt and response have {len(ids)} tokens, {engine.context_len} fit")
-    mask = torch.ones(len(ids), len(ids), dtype=torch.bool, device=engine.device).tril()
-    if hidden:
-        mask[hidden.stop :, hidden.start : hidden.stop] = False
-    states = engine.forward(ids, MaskedAttention(mask))[len(prompt) - 1 : -1]
+    attention = HidingAttention(hidden) if hidden else CausalAttention()
+    states = engine.forward(ids, attention)[len(prompt) - 1 : -1]
     out = [0.0] * len(response)
     for kind in (Legal.TEXT, Legal.TEXT_OR_IMAGE, Legal.CODE):
         columns = {token: column for column, token in enumerate(engine.ids_of(kind))}

@@ -38,12 +38,12 @@ from model.engine.sequence import (
 )
 from model.nets.attention import Attention, PackedAttention, PackedLayout
 from model.nets.decode_step import DecodeStep
-from model.nets.graphs import Graphs, sizes_for
+from model.nets.graphs import Graphs
 from model.nets.page_cache import PageCache
 from model.nets.quantised import product
 from model.nets.slot_cache import SequenceCache, SlotCache
 from model.nets.transformer import Transformer
-from model.paging import PAGE
+from model.paging import PAGE, graph_sizes
 from model.speculation import WINDOW
 from model.text.vocab import Vocabulary
 
@@ -104,7 +104,7 @@ class Engine:
         place: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
         if num_pages is not None:
             padded = graphs if graphs is not None else self.device.type == "cuda" and not keep_parameters
-            sizes = sizes_for(max(num_slots, MOST_ROWS * speculation), context_len) if padded else ()
+            sizes = graph_sizes(max(num_slots, MOST_ROWS * speculation), context_len) if padded else ()
             place |= {"num_pages": num_pages, "page": page, "sizes": sizes}
         kind = SlotCache if num_pages is None else PageCache
         self.cache: SequenceCache = kind(config, num_slots, context_len, **place)

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.paging import PART
+
 
 class Attention(Protocol):
     """How the tokens of one forward attend to each other."""
@@ -33,18 +35,31 @@ class CausalAttention:
         return out.flatten(-2)
 
 
-class MaskedAttention:
-    """Dense batches [B, T] with a mask [T, T]: token i attends to token j where `mask[i, j]`."""
+class HidingAttention:
+    """Causal attention [B, T], but tokens after a range of positions do not attend to it.
 
-    def __init__(self, mask: Tensor) -> None:
-        self.mask = mask
+    The mask [T, T] never exists as a whole.
+    """
+
+    def __init__(self, hidden: range) -> None:
+        self.hidden = hidden
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [B, T, H, K], k and v [B, T, J, K] -> [B, T, H * K]."""
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        grouped = q.shape[1] != k.shape[1]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, enable_gqa=grouped)
-        return out.transpose(1, 2).flatten(-2)
+        grouped, begin, end = q.shape[2] != k.shape[2], self.hidden.start, self.hidden.stop
+        out = torch.empty_like(q)
+        before = [x[:, :end] for x in (q, k, v)]  # these attend to all that is before them
+        out[:, :end] = causal_sdpa(*before)
+        k, v = (torch.cat([x[:, :begin], x[:, end:]], dim=1).transpose(1, 2) for x in (k, v))
+        for start in range(end, q.shape[1], PART):
+            part = q[:, start : start + PART].transpose(1, 2)
+            seen = begin + start - end + part.shape[2]  # keys up to the part's last token
+            mask = torch.ones(part.shape[2], seen, dtype=torch.bool, device=q.device).tril(seen - part.shape[2])
+            found = F.scaled_dot_product_attention(
+                part, k[:, :, :seen], v[:, :, :seen], attn_mask=mask, enable_gqa=grouped
+            )
+            out[:, start : start + PART] = found.transpose(1, 2)
+        return out.flatten(-2)
 
 
 class RecordedAttention(CausalAttention):
@@ -62,10 +77,14 @@ class RecordedAttention(CausalAttention):
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [B, T, H, K], k and v [B, T, J, K] -> [B, T, H * K]."""
         if layer >= self.first:
-            keys = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2).float()
-            scores = torch.einsum("brhk,bthk->bhrt", q[:, self.rows].float(), keys) * q.shape[-1] ** -0.5
+            groups = q.shape[2] // k.shape[2]
+            asking = q[:, self.rows].float() * q.shape[-1] ** -0.5
             future = torch.arange(k.shape[1], device=k.device) > self.rows[:, None]
-            self.total = self.total + scores.masked_fill(future, float("-inf")).softmax(-1).mean(1)
+            for head in range(k.shape[2]):  # one at a time, for the memory
+                queries = asking[:, :, head * groups : (head + 1) * groups]
+                scores = torch.einsum("brgk,btk->bgrt", queries, k[:, :, head].float())
+                weights = scores.masked_fill_(future, float("-inf")).softmax(-1)
+                self.total = self.total + weights.sum(1) / q.shape[2]
         return super().__call__(layer, q, k, v)
 
 

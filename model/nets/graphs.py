@@ -18,14 +18,6 @@ from model.nets.paged_attention import TOLERANCE, PagedAttention
 
 log = logging.getLogger("omni_r1.engine")
 
-# Tokens of a pass with a graph: a third of the padded ones is padding at most. Wider passes are bound by arithmetic.
-SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-
-
-def sizes_for(most: int, context_len: int) -> tuple[int, ...]:
-    """The sizes that passes of up to `most` tokens need, none longer than a context."""
-    return tuple(size for last, size in zip((0, *SIZES), SIZES, strict=False) if last < most and size <= context_len)
-
 
 class Graphs:
     """Calls a forward pass, as a graph where its shape is fixed."""

@@ -27,6 +27,7 @@ from model.nets.embedding import new_embedding
 from model.nets.lora import NO_ADAPTERS, Adapter, LayerAdapters, adapter, effective
 from model.nets.norms import QKNormRotate, RMSNorm
 from model.nets.quantised import Linear, Matrix, Quantised, QuantisedLinear, product
+from model.paging import PART
 
 __all__ = [
     "Attention",
@@ -293,10 +294,33 @@ def _layer_forward(
     rotation: Tensor,
     attention: Attention,
 ) -> Tensor:
-    eps, swin = config.rms_norm_eps, config.swin_norm
-    heads, kv_heads, head = config.num_heads, config.num_kv_heads, config.head_dim
+    """One layer; for one long sequence without gradients, only attention sees all of its tokens at once.
 
-    y = x if swin else rms_norm(x, w.input_norm, eps)
+    The rest runs in parts of `PART` tokens, which takes a quarter of the memory.
+    """
+    if torch.is_grad_enabled() or x.shape[-2] <= PART or x.shape[:-1].numel() > x.shape[-2]:
+        return _after_attention(config, w, adapters, x, attention(index, *_heads(config, w, adapters, x, rotation)))
+    whole: list[Tensor] = []
+    for start, part, turned in zip(
+        range(0, x.shape[-2], PART), x.split(PART, -2), rotation.split(PART, -3), strict=True
+    ):
+        found = _heads(config, w, adapters, part, turned)
+        whole = whole or [heads.new_empty(*x.shape[:-1], *heads.shape[-2:]) for heads in found]
+        for all_heads, heads in zip(whole, found, strict=True):
+            all_heads.narrow(-3, start, heads.shape[-3]).copy_(heads)
+    y = attention(index, *whole)
+    whole.clear()
+    for part, seen in zip(x.split(PART, -2), y.split(PART, -2), strict=True):
+        part.copy_(_after_attention(config, w, adapters, part, seen))
+    return x
+
+
+def _heads(
+    config: TransformerConfig, w: LayerWeights, adapters: LayerAdapters, x: Tensor, rotation: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x [..., T, D] -> rotated queries [..., T, H, K] and keys [..., T, J, K], and values like these."""
+    heads, kv_heads, head = config.num_heads, config.num_kv_heads, config.head_dim
+    y = x if config.swin_norm else rms_norm(x, w.input_norm, config.rms_norm_eps)
     qkv = _linear(y, w.qkv, adapters.qkv).unflatten(-1, (heads + 2 * kv_heads, head))
     qk, v = qkv.split([heads + kv_heads, kv_heads], dim=-2)
     if _trains_on_cpu(qk):
@@ -305,7 +329,14 @@ def _layer_forward(
         qk = F.layer_norm(qk, (head,), None, None, QK_NORM_EPS)
         qk = rotate(torch.addcmul(w.qk_norm_bias, qk, w.qk_norm), rotation).to(qkv.dtype)
     q, k = qk.split([heads, kv_heads], dim=-2)
-    y = attention(index, q, k, v)
+    return q, k, v
+
+
+def _after_attention(
+    config: TransformerConfig, w: LayerWeights, adapters: LayerAdapters, x: Tensor, y: Tensor
+) -> Tensor:
+    """The rest of a layer: x [..., D] and what its tokens attended to, [..., H * K] -> [..., D]."""
+    eps, swin = config.rms_norm_eps, config.swin_norm
     o, down = adapters.o, adapters.down
     x = x + rms_norm(_linear(y, w.o, o), w.input_norm, eps) if swin else add_linear(x, y, w.o, o)
 

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from app.cli.main import main
 from model.checkpoint.checkpoint import load_checkpoint
 from model.checkpoint.memory import (
     LONGEST_CONTEXT,
+    RUNTIME_BYTES,
     TRAINED_TOKENS,
     WIDTHS,
     MemoryNeeds,
+    image_work,
     layer_activations,
     layer_parameters,
     memory_needs,
@@ -29,6 +37,7 @@ from model.checkpoint.report import folder_report
 from model.checkpoint.shards import read_entries
 from model.config import ModelConfig, TransformerConfig
 from model.engine.engine import Engine
+from model.nets.attention import Attention, HidingAttention, RecordedAttention
 from model.nets.transformer import CausalAttention, Transformer
 from model.precision import Precision, autocast
 from model.quantisation import QuantKind
@@ -139,6 +148,48 @@ def test_counted_activations_are_those_of_a_forward(precision: Precision, width:
     weights = 4 * width * (3 * width + 2 * middle) if bytes_of_one == 4 else 2 * layer_parameters(config)
     expected = 2 * (tokens * layer_activations(config, width=bytes_of_one) + weights)
     assert kept(3) - kept(1) == pytest.approx(expected, rel=0.1)
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of tensors that exist at once; `peak` is the most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = call(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, Tensor) and id(storage := tensor.untyped_storage()) not in self.held:
+                self.held[id(storage)] = storage.nbytes()
+                weakref.finalize(storage, self.held.pop, id(storage), None)
+        self.peak = max(self.peak, sum(self.held.values()))
+        return found
+
+
+@pytest.mark.parametrize("kind", ["causal", "hiding", "recorded"])
+@pytest.mark.parametrize("tokens", [4_096, 16_384])
+def test_counted_work_holds_a_pass_over_a_whole_trace(monkeypatch: pytest.MonkeyPatch, kind: str, tokens: int) -> None:
+    """The 7B's layers on tensors without content; attention itself, which a kernel computes, only gives its result."""
+    config = replace(chameleon_config(2).transformer, max_position_embeddings=16_384)
+    attention: dict[str, Attention] = {
+        "causal": CausalAttention(),
+        "hiding": HidingAttention(range(100, 1_128)),
+        "recorded": RecordedAttention(torch.empty(60, dtype=torch.long, device="meta"), 1),
+    }
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v, **how: torch.empty_like(q))
+    with torch.device("meta"), torch.no_grad():
+        transformer = Transformer(config).to(torch.bfloat16)
+        transformer._rope_table = torch.empty(16_384, 64, dtype=torch.complex64)
+        weights = transformer.layer_weights()
+        ids, positions = (torch.empty(1, tokens, dtype=torch.long) for _ in range(2))
+        with Live() as live:
+            transformer(ids, positions, attention[kind], weights=weights)
+    row = memory_needs(chameleon_config(), {}, width=2, device="cuda", paged=False)
+    fixed = row.work_fixed - RUNTIME_BYTES["cuda"] - image_work(chameleon_config().vq)
+    counted = row.work_per_token * tokens + fixed
+    assert live.peak <= counted < 1.5 * live.peak
 
 
 def test_training_in_full_takes_sixteen_bytes_a_parameter_and_more(seven_b: Path) -> None:

@@ -16,9 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.config import TransformerConfig
 from model.nets import graphs
-from model.nets.graphs import SIZES, Graphs, sizes_for
+from model.nets.graphs import Graphs
 from model.nets.page_cache import PageCache
 from model.nets.transformer import Transformer
+from model.paging import GRAPH_SIZES, graph_sizes
 
 CONFIG = TransformerConfig(
     vocab_size=64,
@@ -85,10 +86,10 @@ def test_without_a_free_page_a_pass_is_not_padded(transformer: Transformer) -> N
 
 
 def test_sizes_cover_what_passes_need() -> None:
-    assert sizes_for(16, 512) == (1, 2, 4, 8, 16)
-    assert sizes_for(17, 512)[-1] == 24
-    assert sizes_for(10_000, 4_096) == SIZES
-    assert sizes_for(10_000, 100)[-1] == 96
+    assert graph_sizes(16, 512) == (1, 2, 4, 8, 16)
+    assert graph_sizes(17, 512)[-1] == 24
+    assert graph_sizes(10_000, 4_096) == GRAPH_SIZES
+    assert graph_sizes(10_000, 100)[-1] == 96
 
 
 class Calls(TorchDispatchMode):

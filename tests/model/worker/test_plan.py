@@ -74,8 +74,8 @@ def test_precision_decides_what_fits(seven_b: Path) -> None:
 
 def test_wide_windows_take_memory_at_work(seven_b: Path) -> None:
     """16 traces of 1,024 codes at once."""
-    assert plan(seven_b, gib=18, speculation=32).num_slots == 1
-    detail = refusal(seven_b, gib=18, speculation=1024)
+    assert plan(seven_b, gib=17.2, speculation=32).num_slots == 1
+    detail = refusal(seven_b, gib=17.2, speculation=1024)
     assert "OMNI_R1_SPECULATION=1024 lets a pass compute 16,384 positions; lower it" in detail
 
 
