@@ -120,7 +120,7 @@ class Engine:
         """Copy the weights into the engine's layout; `release` frees the parameters on the way."""
         self._weights = Weights.of(self.transformer, self._text_ids, self._code_ids, release=release)
         self._run = partial(self.transformer, weights=self._weights.layers)
-        self._graphs = Graphs(self._run)
+        self._graphs = Graphs(self._run, self.device)
 
     def reset(self) -> None:
         """Drop the running sequences and anything a failed step left in the cache."""

@@ -22,11 +22,11 @@ log = logging.getLogger("omni_r1.engine")
 class Graphs:
     """Calls a forward pass, as a graph where its shape is fixed."""
 
-    def __init__(self, run: Callable[[Tensor, Tensor, Attention], Tensor]) -> None:
+    def __init__(self, run: Callable[[Tensor, Tensor, Attention], Tensor], device: torch.device) -> None:
         """`run`: ids [T], positions [T], attention -> hidden states [T, D]."""
         self._run = run
         self._captured: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}  # by T, with the hidden states
-        self._works = torch.cuda.is_available()
+        self._works = device.type == "cuda"
 
     @torch.inference_mode()
     def __call__(self, ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:

@@ -143,7 +143,7 @@ class FakeGraph:
 
 @pytest.fixture
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """CUDA's calls for graphs; `error` is what the spoiled n-th pass raises or adds."""
+    """What CUDA's calls for graphs have made."""
     state: dict[str, Any] = {"made": []}
 
     @contextmanager
@@ -155,7 +155,6 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         finally:
             state["capturing"] = None
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(torch.cuda, "graph", capture)
     return state
@@ -178,7 +177,7 @@ def counted(transformer: Transformer, state: dict[str, Any], spoil: str = "") ->
 @torch.inference_mode()
 def test_each_shape_is_captured_once_and_replayed(transformer: Transformer, fake_cuda: dict[str, Any]) -> None:
     cache, plain = cache_of((4, 16)), cache_of(())
-    run = Graphs(counted(transformer, fake_cuda))
+    run = Graphs(counted(transformer, fake_cuda), torch.device("cuda"))
     windows = [[1, 1, 1], [2, 1, 1], [5, 1, 1], [1, 1, 1], [1, 9, 1]]
     expected = list(passes(plain, transformer, windows))
     found = []
@@ -206,7 +205,7 @@ def test_graph_that_errs_is_not_used(
     transformer: Transformer, fake_cuda: dict[str, Any], caplog: pytest.LogCaptureFixture, spoil: str
 ) -> None:
     cache = cache_of((4, 16))
-    run = Graphs(counted(transformer, fake_cuda, spoil))
+    run = Graphs(counted(transformer, fake_cuda, spoil), torch.device("cuda"))
     with caplog.at_level(logging.WARNING, graphs.log.name):
         for _ in range(3):
             for one in cache.fixed_passes():
