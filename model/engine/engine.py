@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,6 +27,7 @@ from model.engine.phases import Legal, LegalIds, LegalText, PhaseRules
 from model.engine.sampling import RowParams, choose
 from model.engine.scheduler import Scheduler
 from model.engine.sequence import (
+    Completion,
     FinishedBy,
     PrefixRows,
     SamplingParams,
@@ -46,16 +46,6 @@ from model.nets.transformer import Transformer
 from model.paging import PAGE, graph_sizes
 from model.speculation import WINDOW
 from model.text.vocab import Vocabulary
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """A complete response. `mask_bytes[i]` encodes the legal set of token i (see `Legal`)."""
-
-    token_ids: list[int]
-    logprobs: list[float]
-    mask_bytes: bytes
-    finish_reason: FinishedBy
 
 
 class Engine:
@@ -240,7 +230,7 @@ class Engine:
 
         The codes of an image with candidates are returned together, once one has been chosen.
         """
-        for sequence in self.scheduler.admit(lambda new: self.cache.has_room([s.position + 1 for s in new])):
+        for sequence in self.scheduler.admit(self._has_room, self._is_prepared):
             self._fill(sequence)
             self._params = None
         if not self.scheduler.running:
@@ -284,6 +274,13 @@ class Engine:
                     if on_finish is not None:
                         on_finish(len(reasons))
         return [Completion(s.response, s.logprobs, bytes(s.legal), reasons[s.request_id, s.index]) for s in sequences]
+
+    def _has_room(self, new: list[Sequence]) -> bool:
+        return self.cache.has_room([s.position + 1 for s in new])
+
+    def _is_prepared(self, sequence: Sequence) -> bool:
+        """Running sequences wait for a part of a long prompt at a time."""
+        return not self.scheduler.running or sequence.kv is not None or self.cache.prepare(sequence.prefix, self._run)
 
     def _fill(self, sequence: Sequence) -> None:
         """Compute the keys and values of all but the last token into the sequence's slot."""

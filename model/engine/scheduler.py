@@ -41,11 +41,15 @@ class Scheduler:
             sequence.status = Status.WAITING
         self.waiting = deque([*sequences, *self.waiting])
 
-    def admit(self, fit: Callable[[list[Sequence]], bool] = lambda _: True) -> list[Sequence]:
+    def admit(
+        self,
+        fit: Callable[[list[Sequence]], bool] = lambda _: True,
+        is_ready: Callable[[Sequence], bool] = lambda _: True,
+    ) -> list[Sequence]:
         """Assign free slots to the first waiting sequences; return those.
 
-        `fit` says whether those admitted in this call have room beside the running ones; none overtakes one that waits
-        for room.
+        `fit` says whether those admitted in this call have room beside the running ones, `is_ready` whether the last of
+        them can start; none overtakes one that has to wait.
         """
         admitted: list[Sequence] = []
         self.lacks_room = False
@@ -55,6 +59,8 @@ class Scheduler:
                 break
             if not fit([*admitted, sequence]):
                 self.lacks_room = True
+                break
+            if not is_ready(sequence):
                 break
             self.waiting.remove(sequence)
             self._admissions += 1

@@ -93,6 +93,16 @@ def sample_seed(seed: int, index: int) -> int:
     return seed if index == 0 else mixed_seed(seed, index)
 
 
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A complete response. `mask_bytes[i]` encodes the legal set of token i (see `Legal`)."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    mask_bytes: bytes
+    finish_reason: FinishedBy
+
+
 class Status(Enum):
     """Where a sequence is between arrival and its end."""
 

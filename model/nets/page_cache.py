@@ -76,7 +76,7 @@ class PageCache:
         self.values.zero_()
         self._free = list(range(self.keys.shape[1]))[::-1]
         self._users = [0] * self.keys.shape[1]
-        self._tables: list[list[int]] = [[] for _ in range(self.num_slots)]
+        self._tables: list[list[int]] = [[] for _ in range(self.num_slots + 1)]  # the last one is for `prepare`
         self._known: dict[bytes, list[int]] = {}  # chunks by the hash of all tokens up to their end
         self._key_of: dict[int, bytes] = {}  # of the pages of known chunks
         self._idle: OrderedDict[bytes, list[int]] = OrderedDict()  # known chunks without users, the oldest first
@@ -187,6 +187,20 @@ class PageCache:
             run(*self._attention.begin(part, self._tables[slot : slot + 1], [start], [len(part)]), self._attention)
             start += len(part)
         self._learn(slot, ids)
+
+    def prepare(self, ids: Sequence[int], run: Run) -> bool:
+        """See :class:`model.nets.slot_cache.SequenceCache`: the part is a chunk, known from then on."""
+        slot, size = self.num_slots, CHUNK * self.page
+        start = self._attach(slot, ids)
+        is_ready = len(ids) - start <= size
+        if not is_ready:
+            self._take(slot, start + size)
+            run(
+                *self._attention.begin(ids[start : start + size], self._tables[slot:], [start], [size]), self._attention
+            )
+            self._learn(slot, ids[: start + size])
+        self.free(slot)
+        return is_ready
 
     def restore(self, slot: int, ids: Sequence[int], rows: Tensor) -> None:
         """See :class:`model.nets.slot_cache.SequenceCache`; known chunks are not written again."""

@@ -41,6 +41,13 @@ class SequenceCache(Protocol):
         """Compute the keys and values of a sequence's first tokens with one or more passes."""
         ...
 
+    def prepare(self, ids: Sequence[int], run: Run) -> bool:
+        """Compute a part of what :meth:`prefill` of these tokens will need; False if more than one part was left.
+
+        The caller has asked whether there is room.
+        """
+        ...
+
     def restore(self, slot: int, ids: Sequence[int], rows: Tensor) -> None:
         """Write rows of these tokens as :meth:`export` returned them."""
         ...
@@ -113,6 +120,10 @@ class SlotCache(KVCache):
             tokens = torch.tensor(ids, device=self._device)
             run(tokens, torch.arange(len(ids), device=self._device), PrefillAttention(self, slot))
         self._decode.open(slot, len(ids))
+
+    def prepare(self, ids: Sequence[int], run: Run) -> bool:
+        """Nothing: a prefill is one pass."""
+        return True
 
     def restore(self, slot: int, ids: Sequence[int], rows: Tensor) -> None:
         """See :class:`SequenceCache`."""

@@ -18,8 +18,8 @@ from typing import Any
 
 from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.checkpoint.manifest import Perception
-from model.engine.engine import Completion, Engine
-from model.engine.sequence import SamplingParams, sample_seed
+from model.engine.engine import Engine
+from model.engine.sequence import Completion, SamplingParams, sample_seed
 from model.images.codes import decode_codes, encode_images, image_energies, is_flat
 from model.quantisation import QuantKind
 from training.benchmark.stats import wilson

@@ -25,8 +25,8 @@ from PIL import Image
 
 from model.checkpoint.checkpoint import CheckpointError, load_checkpoint
 from model.engine.device import useful_slots
-from model.engine.engine import Completion, Engine
-from model.engine.sequence import SamplingParams
+from model.engine.engine import Engine
+from model.engine.sequence import Completion, SamplingParams
 from model.images.codes import decode_codes
 from model.precision import serving_dtype
 from model.seeds import mixed_seed

@@ -13,8 +13,8 @@ from itertools import islice
 from PIL import Image
 
 from model.checkpoint.checkpoint import LoadedCheckpoint
-from model.engine.engine import Completion, Engine
-from model.engine.sequence import SamplingParams
+from model.engine.engine import Engine
+from model.engine.sequence import Completion, SamplingParams
 from model.images.codes import decode_codes
 from training.data.rows import DataError
 from training.data.samples import EncodedSample, SampleEncoder, first_seed, trace_samples

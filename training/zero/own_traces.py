@@ -29,8 +29,8 @@ from tqdm import tqdm
 from model.checkpoint.atomic import write_file
 from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.checkpoint.shards import CheckpointError, resolve
-from model.engine.engine import Completion
 from model.engine.phases import Legal
+from model.engine.sequence import Completion
 from training.benchmark.evaluate import Response, ask, read_response
 from training.data.traces import trace_row
 from training.scoring.grading import is_right, normalise

@@ -12,8 +12,8 @@ import torch
 
 from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.engine.analysis import token_logprobs
-from model.engine.engine import Completion, Engine
-from model.engine.sequence import Chosen, SamplingParams, SequenceOutput
+from model.engine.engine import Engine
+from model.engine.sequence import Chosen, Completion, SamplingParams, SequenceOutput
 from tests.model.engine.test_engine import a_prompt
 from tests.near_ties import assert_equal_up_to_near_tie
 

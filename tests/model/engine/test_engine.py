@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from model.checkpoint.checkpoint import LoadedCheckpoint
-from model.engine.engine import Completion, Engine
+from model.engine.engine import Engine
 from model.engine.phases import Legal
-from model.engine.sequence import SamplingParams, sample_seed
+from model.engine.sequence import Completion, SamplingParams, sample_seed
 from model.nets.slot_cache import SlotCache
 from model.nets.transformer import CausalAttention
 from tests.model.engine.naive import naive_generate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -71,6 +72,52 @@ def test_long_prompt_is_not_overtaken(loaded: LoadedCheckpoint) -> None:
     while not engine.scheduler.is_idle:
         order += [output.request_id for output in engine.step() if output.finished_by]
     assert order[0] == "a"
+
+
+def test_running_sequences_wait_for_a_part_of_a_prompt_at_a_time(loaded: LoadedCheckpoint) -> None:
+    engine = engine_with(loaded, 3 * CONTEXT // PAGE, admissions_per_step=4)
+    params = SamplingParams(temperature=1.0, seed=3, max_new_tokens=60)
+    prompts = {name: a_prompt(loaded, len(name), 10 + 190 * len(name)) for name in ("a", "bb")}
+    engine.add_request(a_prompt(loaded, 9, 12), SamplingParams(seed=1, max_new_tokens=100), request_id="running")
+    engine.step()
+    widths, forward = list[int](), engine.transformer.forward
+
+    def noted(ids, *rest, **more):  # type: ignore[no-untyped-def]
+        widths.append(len(ids))
+        return forward(ids, *rest, **more)
+
+    engine.transformer.forward = noted
+    sequences = [engine.add_request(prompt, params, request_id=name)[0] for name, prompt in prompts.items()]
+    order = list[str]()
+    try:
+        while engine.num_waiting:
+            before = len(widths)
+            names = {output.request_id for output in engine.step()}
+            assert "running" in names
+            order += names - {"running", *order}
+            assert sum(widths[before:]) <= 3 * CHUNK * PAGE, "a part each for those that start, and the step's tokens"
+    finally:
+        engine.transformer.forward = forward
+    assert order == ["a", "bb"]
+    while not engine.scheduler.is_idle:
+        engine.step()
+    for sequence, prompt in zip(sequences, prompts.values(), strict=True):
+        (alone,) = Engine(loaded.transformer, loaded.vocab, loaded.template).generate([prompt], params)
+        found = replace(alone, token_ids=sequence.response, logprobs=sequence.logprobs)
+        assert_equal_up_to_near_tie(loaded, prompt, params, alone, found)
+
+
+def test_prompt_that_is_given_up_leaves_its_pages(loaded: LoadedCheckpoint) -> None:
+    engine = engine_with(loaded, 2 * CONTEXT // PAGE)
+    engine.add_request(a_prompt(loaded, 9, 12), SamplingParams(seed=1, max_new_tokens=100), request_id="running")
+    engine.step()
+    engine.add_request(a_prompt(loaded, 1, 300), SamplingParams(), request_id="gone")
+    for _ in range(3):
+        engine.step()
+    assert engine.abort("gone") == 1
+    engine.abort("running")
+    assert isinstance(engine.cache, PageCache)
+    assert engine.cache.num_free == 2 * CONTEXT // PAGE
 
 
 @pytest.mark.parametrize("images", [0, 3])

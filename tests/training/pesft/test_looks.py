@@ -10,7 +10,7 @@ import pytest
 
 import training.pesft.looks
 from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
-from model.engine.engine import Completion
+from model.engine.sequence import Completion
 from model.text.template import StepPart
 from tests.training.job_helpers import events, losses, make_context, pesft_spec
 from training.data.samples import world_samples

@@ -11,8 +11,8 @@ import pytest
 
 from model.checkpoint.checkpoint import load_checkpoint
 from model.checkpoint.shards import SHIPPED
-from model.engine.engine import Completion
 from model.engine.phases import Legal
+from model.engine.sequence import Completion
 from training.data.rows import Row
 from training.data.traces import parse_trace
 from training.zero.own_traces import OwnTrace, main, report, select, sureness
