@@ -96,6 +96,18 @@ def test_ranks_share_a_node(server: Server) -> None:
     assert job["status"] == "succeeded", job["error"]
 
 
+def test_rollouts_of_a_job_on_a_node_have_actors_of_their_own(server: Server, nodes: Nodes) -> None:
+    hyper = {"steps": 3, "prompts_per_step": 4, "rollouts_per_prompt": 2, "max_new_tokens": 40, "rollout_actors": 2}
+    with server.client() as client:
+        job_id = client.create_job(SPEC | {"method": "perpo", "hyperparameters": hyper | {"filter_metric": "none"}})[
+            "id"
+        ]
+        job = ended(client, job_id)
+        assert job["status"] == "succeeded", job["error"]
+    found = psutil.Process(nodes.pid).children(recursive=True)
+    assert not [process for process in found if runs(process, "ray::PoolActor")]
+
+
 def test_cancelled_job_saves_and_leaves_nothing(server: Server, nodes: Nodes) -> None:
     with server.client() as client:
         job_id = started(client)
