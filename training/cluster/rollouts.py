@@ -16,8 +16,8 @@ from torch import Tensor
 
 from model.checkpoint.checks import skeleton
 from model.config import TransformerConfig
-from model.engine.engine import Completion, Engine
-from model.engine.sequence import SamplingParams
+from model.engine.engine import Engine
+from model.engine.sequence import Completion, SamplingParams
 from model.nets.lora import LoRASettings, attach, trained_state
 from model.nets.transformer import Transformer
 from model.text.vocab import Vocabulary

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from model.engine.engine import Completion, Engine
+from model.engine.engine import Engine
 from model.engine.phases import Legal, LegalText
-from model.engine.sequence import FinishedBy, SamplingParams
+from model.engine.sequence import Completion, FinishedBy, SamplingParams
 from model.nets.transformer import Transformer
 from model.seeds import mixed_seed
 from model.text.vocab import Vocabulary
