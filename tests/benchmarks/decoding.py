@@ -79,8 +79,9 @@ class TextOf:
 class Sides:
     """Both engines over one checkpoint, fp32 on the CPU."""
 
-    def __init__(self, folder: Path) -> None:
-        make_checkpoint(folder)
+    def __init__(self, folder: Path, *, make: bool = True) -> None:
+        if make:
+            make_checkpoint(folder)
         self.loaded = load_checkpoint(folder)
         warnings.filterwarnings("ignore")
         from transformers import ChameleonForConditionalGeneration

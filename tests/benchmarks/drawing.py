@@ -1,6 +1,7 @@
 """Drawing with guessed codes (docs/drawing.md) against one code a pass, on the shipped weights.
 
-The seconds are CPU time of the thread that steps: the engine alone, without decoded images.
+The seconds are CPU time of the thread that steps, but for `trace_b1`, which compares with transformers: the engine
+alone, without decoded images.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from model.engine.engine import Engine
 from model.engine.sequence import SamplingParams
 from model.images.codes import encode_images
 from model.speculation import WINDOW
-from tests.benchmarks.decoding import Row, Sides
+from tests.benchmarks.decoding import Row, Sides, compare
 from training.studies.passes import family_tasks, means, passes_by_family
 
 TASKS = 3  # of each family
@@ -94,7 +95,32 @@ def _row(pairs: Sequence[tuple[float, float]]) -> Row:
     return {"ours": round(ours, 1), "peer": round(peer, 1), "ratio": round(ratio, 2), "unit": "ms of CPU"}
 
 
+def trace_b1(sides: Sides, *, rounds: int, threads: Sequence[int]) -> Row:
+    """Traces of three images, one after the other, against `generate` with as many tokens of text for each."""
+    shipped = Sides(SHIPPED / "nano-omni-r1", make=False)
+    loaded, greedy = shipped.loaded, SamplingParams(temperature=0.0)
+    engine, eoi = _engine(loaded, 1, WINDOW), loaded.vocab.eoi_id
+    answered = [(prompt, engine.generate([prompt], greedy)[0].token_ids) for prompt in _prompts(loaded)]
+    traces = [(prompt, len(ids)) for prompt, ids in answered if ids.count(eoi) == IMAGES]
+    count = sum(length for _, length in traces)
+
+    def ours() -> float:
+        start = time.perf_counter()
+        for prompt, _ in traces:
+            engine.generate([prompt], greedy)
+        return (time.perf_counter() - start) / count * 1e3
+
+    def theirs() -> float:
+        start = time.perf_counter()
+        for prompt, length in traces:
+            shipped.generate([prompt], length)
+        return (time.perf_counter() - start) / count * 1e3
+
+    return compare(ours, theirs, unit="ms/token", more_is_better=False, rounds=rounds, threads=threads)
+
+
 ROWS = {
+    "trace_b1": trace_b1,
     "trace_with_three_images": trace_with_three_images,
     "sixteen_traces": sixteen_traces,
     "passes_an_image": passes_an_image,
