@@ -1,7 +1,7 @@
 """Attacks a local studio and counts failures: `python -m tests.attack [NAME ...]` (`make attack`).
 
     kill      random kills of server, engine and worker: lost or repeated events, wrong statuses
-    chaos     kills of anything on both databases under mixed load; an audit of every row, log and image
+    chaos     kills of anything on both databases and on Ray under mixed load; an audit of every row, log and image
     pair      two servers on one PostgreSQL with 200 readers: lost or repeated events, latency, its restart
     surroundings  a full disk, a slow one and a clock that jumps, under load
     fuzz      hostile requests with and without a key: 5xx responses

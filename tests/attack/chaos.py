@@ -1,8 +1,9 @@
-"""Kills of anything at random moments, while people ask, branch, read and train, on both databases.
+"""Kills of anything at random moments, while people ask, branch, read and train, on both databases and on Ray.
 
 In each round a crowd (`tests/attack/users.py`) makes 100 traces, and one victim falls: the server, its engine, a job's
 worker; on PostgreSQL, which two servers share, also a connection of the database, the whole database, or it hangs, or a
-server is suspended until the other may think it dead. When all is quiet again, the whole database is audited
+server is suspended until the other may think it dead; on Ray, with two replicas, also one of these, and the engine is
+the whole cluster. When all is quiet again, the whole database is audited
 (`tests/attack/audit.py`), and every log is compared with what its readers saw.
 """
 
@@ -12,7 +13,9 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -33,30 +36,41 @@ LONGEST_S = 2.0  # from the chosen share of a round's traces to the kill
 AWAY_S = 2.0  # longest time that a killed server or database stays away
 HANG_S = 4.0
 SUSPENDED_S = 15.0
-DEAD_AFTER_S = 5
+SETTINGS = {
+    "sqlite": {},
+    "postgres": {"OMNI_R1_DEAD_AFTER_S": "5"},
+    "ray": {"OMNI_R1_ENGINE": "ray", "OMNI_R1_REPLICAS": "2", "RAY_ADDRESS": ""},
+}
 
 
 def attack(folder: Path, report: Report, rng: random.Random, scale: float) -> None:
-    kills, traces = max(2, round(KILLS * scale)), max(24, round(TRACES * scale))
-    reason = why_not()
-    share = 2 if reason is None else 1
-    home = folder / "sqlite"
-    home.mkdir()
-    server = new_server(home)
-    url = f"sqlite:///{server.home / 'omni-r1.db'}"
-    Chaos(Site("sqlite", [server]), url, report, rng).run(kills // share, traces // share)
-    if reason is not None:
-        report.finding("chaos", f"PostgreSQL is left out: {reason}")
+    reasons = {"sqlite": None, "postgres": why_not(), "ray": None if find_spec("ray") else "it is not installed"}
+    sites = [site for site, reason in reasons.items() if reason is None]
+    for site, reason in reasons.items():
+        if reason is not None:
+            report.finding("chaos", f"{site} is left out: {reason}")
+    kills, traces = (max(least, round(most * scale / len(sites))) for least, most in ((2, KILLS), (24, TRACES)))
+    for site in sites:
+        with database(site) as (url, cluster):
+            servers = []
+            for name in ("one", "two") if cluster is not None else ("one",):
+                (folder / site / name).mkdir(parents=True)
+                servers.append(new_server(folder / site / name))
+            for server in servers:
+                server.environment |= SETTINGS[site] | ({"OMNI_R1_DATABASE_URL": url} if url else {})
+            url = url or f"sqlite:///{servers[0].home / 'omni-r1.db'}"
+            Chaos(Site(site, servers, cluster), url, report, rng).run(kills, traces)
+
+
+@contextmanager
+def database(site: str) -> Iterator[tuple[str, Cluster | None]]:
+    """A PostgreSQL of its own and its address, where the site has one."""
+    if site != "postgres":
+        yield "", None
         return
     cluster = Cluster().start()
     try:
-        url = cluster.new()
-        servers = []
-        for name in ("one", "two"):
-            (folder / name).mkdir()
-            servers.append(new_server(folder / name))
-            servers[-1].environment |= {"OMNI_R1_DATABASE_URL": url, "OMNI_R1_DEAD_AFTER_S": str(DEAD_AFTER_S)}
-        Chaos(Site("postgres", servers, cluster), url, report, rng).run(kills - kills // 2, traces - traces // 2)
+        yield cluster.new(), cluster
     finally:
         cluster.remove()
 
@@ -78,6 +92,8 @@ class Chaos:
                 "hanging database": self._hang_database,
                 "suspended server": self._suspend,
             }
+        if site.name == "ray":
+            self._victims |= {"actor": self._kill_actor}
         self._job: str | None = None
         self._counts: Counter[str] = Counter()
         self._starts: list[float] = []
@@ -185,6 +201,13 @@ class Chaos:
             waits = kind == "engine" or client.job(str(self._job))["status"] in LIVE
         if waits:
             wait_until(lambda: kill_children(server, workers=kind == "worker") > 0, f"a running {kind}", PATIENCE_S)
+
+    def _kill_actor(self, server: Server) -> None:
+        def actors() -> list[psutil.Process]:
+            return [child for child in server.children() if runs(child, "ray::EngineActor")]
+
+        wait_until(actors, "a replica", PATIENCE_S)
+        self._rng.choice(actors()).kill()
 
     def _end_connection(self, _server: Server) -> None:
         """End half of the connections of the servers to the database."""
