@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -76,6 +78,19 @@ def _cgroup(name: str) -> list[int]:
         return [int(words[words.index("inactive_file") + 1 if len(words) > 1 else 0])]
     except (OSError, ValueError):
         return []
+
+
+def beside_steps() -> AbstractContextManager[object]:
+    """For a thread that computes while steps run: on CUDA its kernels do not queue up behind theirs, nor theirs behind.
+
+    What it computes must have reached the host before another thread uses it.
+    """
+    return torch.cuda.stream(_side_stream()) if torch.cuda.is_initialized() else nullcontext()
+
+
+@cache
+def _side_stream() -> torch.cuda.Stream:
+    return torch.cuda.Stream()  # one, since each has memory of its own
 
 
 def useful_slots(wanted: int, device: torch.device) -> int:

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from model.engine.device import beside_steps
+
 Work = Callable[[], Any]
 WorkTogether = Callable[[list[Any]], list[Any]]
 Post = Callable[[Any, BaseException | None], None]
@@ -137,7 +139,8 @@ class ImageThread:
                 self._busy = True
                 do = self._next()
             started = time.monotonic()
-            done = do()
+            with beside_steps():
+                done = do()
             ended = time.monotonic()
             self._resting_until = ended + REST * (ended - started)
             for post, result, error in done:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
+from model.engine import device
 from model.worker import image_thread
 from model.worker.image_thread import REST, TOGETHER, ImageThread
 from tests.patience import PATIENCE_S
@@ -201,3 +204,34 @@ def test_close_waits_for_running_job_only(monkeypatch: pytest.MonkeyPatch) -> No
     thread.close()
     assert not thread._thread.is_alive()
     assert results.all == ["gate"]
+
+
+def test_on_cuda_jobs_share_a_stream_beside_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[tuple[str, object]] = []
+    inside = threading.local()
+
+    @contextlib.contextmanager
+    def stream(one: object) -> Iterator[None]:
+        entered.append((threading.current_thread().name, one))
+        inside.stream = one
+        yield
+        inside.stream = None
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "Stream", object)
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    device._side_stream.cache_clear()
+    thread, results = ImageThread(), Results()
+    try:
+        thread.submit_whole(lambda items: [inside.stream] * len(items), "a", results.post)
+        results.wait(1)
+        thread.submit(lambda: inside.stream, results.post)
+        results.wait(1)
+        thread.when_idle(lambda: results.post(inside.stream, None))
+        seen = results.wait(1)
+    finally:
+        thread.close()
+        device._side_stream.cache_clear()
+    assert len({id(one) for one in seen}) == 1
+    assert None not in seen
+    assert [name for name, _ in entered] == ["images"] * 3
