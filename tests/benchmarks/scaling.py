@@ -1,6 +1,8 @@
 """Two replicas on Ray against two engines in child processes, and how soon a killed replica is back.
 
-    .venv/bin/python -m tests.benchmarks.scaling [--rounds 5]
+    .venv/bin/python -m tests.benchmarks.scaling [--rounds 5] [--part rollouts]
+
+The second part compares PeRPO's rollouts in two actors with those of the job's own engine, with one thread and two.
 
 Starts a Ray cluster of its own (extra `ray`) and prints one JSON object a line, {name, ours, peer, ratio, unit}: ours
 is Ray, the peer the same router over two child processes; each idles while the other one works. They serve the shipped
@@ -11,26 +13,37 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
+import torch
 
+from model.checkpoint.checkpoint import load_checkpoint
 from model.checkpoint.shards import SHIPPED
 from model.cluster.engine import RayEngine, RayReplica
 from model.cluster.replicas import Replicas
 from model.engine.client import EngineProcess
 from model.engine.messages import Emitted, Finished, GenerationRequest, SamplingParams
+from tests.cluster.nodes import Nodes
+from tests.training.job_helpers import make_context
+from training.perpo.loading import load_prompts, make_sampler, rollout_engine
+from training.perpo.rollout import Prompt, Sampler
+from training.spec.hyperparameters import PeRPOHyperparameters
 
 MODEL = "nano-omni-r1"
 TRACES = 32
 TOKENS = 160
 ASKED = 300  # round trips, for their median
+PROMPTS = 16  # of a round of rollouts, 8 each
 
 
 async def main(rounds: int) -> None:
@@ -134,6 +147,58 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0.01)
 
 
+def rollouts(rounds: int) -> None:
+    """Rounds of sampling with new weights: two actors in turn with the job's own engine, with one and two threads."""
+    nodes = Nodes()
+    os.environ.update(nodes.variables)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        stack.callback(nodes.close)
+        spec = {"method": "perpo", "data": {"source": "unitasks", "num_samples": 1_000}}
+        ctx = make_context(Path(folder) / "jobs" / "job", spec, SHIPPED / MODEL)
+        base, hp = load_checkpoint(SHIPPED / MODEL), PeRPOHyperparameters(rollout_actors=2)
+        prompts = load_prompts(ctx, base)
+        engine = stack.enter_context(rollout_engine(ctx, base, prompts, hp))
+        actors, own = make_sampler(base, prompts, hp, engine), make_sampler(base, prompts, hp)
+        sides = {"two_actors": (actors, 1), "one_thread": (own, 1), "two_threads": (own, 2)}
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+        for number in range(rounds + 1):
+            chosen = prompts.take(range(PROMPTS * number, PROMPTS * (number + 1)))
+            for name, (sampler, threads) in sides.items():
+                torch.set_num_threads(threads)
+                found[name].append(sampled(sampler, chosen, number))
+        for place, (what, unit) in enumerate((("tokens_a_second", "tokens/s"), ("cpu_a_token", "ms"))):
+            ours, *peers = (statistics.median(one[place] for one in side[1:]) for side in found.values())
+            for peer, name in zip(peers, list(sides)[1:], strict=True):
+                row(f"rollouts_{what}_against_{name}", ours, peer, unit, ours / peer if place == 0 else peer / ours)
+        torch.set_num_threads(1)
+        one = hp.model_copy(update={"max_new_tokens": 1})
+        waits = [make_sampler(base, prompts, one, there) for there in (engine, None)]
+        pairs = [[first_token_s(sampler, prompts.take([n]), n) for sampler in waits] for n in range(ASKED // 10)]
+        row("rollouts_broadcast", *(1000 * statistics.median(side) for side in zip(*pairs, strict=True)), "ms")
+    row("load_average", os.getloadavg()[0], None, "processes")
+
+
+def first_token_s(sampler: Sampler, prompts: list[Prompt], step: int) -> float:
+    """Seconds of a step of one token: the weights' way to where it is drawn."""
+    began = time.perf_counter()
+    sampler.sample(prompts, seed=0, step=step)
+    return time.perf_counter() - began
+
+
+def sampled(sampler: Sampler, prompts: list[Prompt], step: int) -> tuple[float, float]:
+    """Tokens a second, and CPU milliseconds a token of this process and its children, the nodes among them."""
+
+    def cpu() -> float:
+        trees = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        return sum(sum(process.cpu_times()[:2]) for process in trees)
+
+    began, used = time.perf_counter(), cpu()
+    groups = sampler.sample(prompts, seed=0, step=step)
+    elapsed, used = time.perf_counter() - began, cpu() - used
+    count = sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
+    return count / elapsed, 1000 * used / count
+
+
 def row(name: str, ours: float, peer: float | None, unit: str, ratio: float | None = None) -> None:
     if ratio is None and peer is not None:
         ratio = peer / ours
@@ -145,4 +210,9 @@ def row(name: str, ours: float, peer: float | None, unit: str, ratio: float | No
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Measure replicas on Ray.")
     parser.add_argument("--rounds", type=int, default=5)
-    asyncio.run(main(parser.parse_args().rounds))
+    parser.add_argument("--part", choices=("replicas", "rollouts"), help="only this part")
+    arguments = parser.parse_args()
+    if arguments.part != "rollouts":
+        asyncio.run(main(arguments.rounds))
+    if arguments.part != "replicas":
+        rollouts(arguments.rounds)

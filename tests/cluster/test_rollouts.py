@@ -32,7 +32,7 @@ SPEC = {
     "method": "perpo",
     "data": {"source": "unitasks", "num_samples": 40},
     "hyperparameters": HYPER
-    | {"steps": 6, "prompts_per_step": 4, "rollouts_per_prompt": 8, "max_new_tokens": 300, "save_every": 100},
+    | {"steps": 6, "prompts_per_step": 6, "rollouts_per_prompt": 6, "max_new_tokens": 300, "save_every": 100},
     "seed": 5,
 }
 
@@ -139,7 +139,7 @@ def test_steps_are_those_of_a_job_without_actors(
         local = start(0, lora=lora)
         assert local.code() == 0, local.log
         expected = local.steps
-    run = start(3, lora=lora)
+    run = start(6, lora=lora)  # there is room for four
     assert run.code() == 0, run.log
     assert_same(run.steps, expected)
     assert_no_actor_is_left(nodes)

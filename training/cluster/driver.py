@@ -15,6 +15,7 @@ from typing import Any
 
 from model.cluster.connect import ADDRESS, RAY, ROOM_S, connect
 from model.cluster.words import why_died, why_refused
+from model.engine.client import worker_environment
 from training.cluster.orders import Failed, Plan, Round, Weight, Weights
 from training.cluster.places import ActorDiedError, Places
 from training.cluster.pool_actor import PoolActor
@@ -71,6 +72,7 @@ class _Driver:
             num_gpus=self._plan.gpus,
             max_restarts=0,  # another one takes its place
             scheduling_strategy="SPREAD",
+            runtime_env={"env_vars": worker_environment(num_threads=1)},
         )
         self._places = Places(
             lambda: _RayActor(self),

@@ -38,7 +38,7 @@ class Recipe:
         vocab: of the checkpoint.
         text_ids: the ids that may be sampled as text.
         context_len: of the longest prompt with its completion.
-        device: ``cpu``, or the type of the device that an actor has for itself.
+        device: ``cuda``, if each actor has a GPU, or ``cpu``.
     """
 
     config: TransformerConfig
@@ -58,7 +58,7 @@ class Recipe:
         return list(self.text_ids)
 
 
-class Share(NamedTuple):
+class Request(NamedTuple):
     """Prompts with their sampling parameters, and the completions of each."""
 
     prompts: list[Sequence[int]]
@@ -81,17 +81,20 @@ class EngineWork:
 
     def load(self, weights: Arrays) -> None:
         """Copy these tensors into the transformer."""
-        state = self._transformer.state_dict()
-        tensors = {name: _tensor(array, like=state[name]) for name, array in weights.items()}
-        device = torch.device(self._recipe.device)
-        self._transformer.load_state_dict(
-            {name: tensor.to(device) for name, tensor in tensors.items()}, strict=False, assign=True
-        )
+        state, first = self._transformer.state_dict(), {}
+        with torch.no_grad():
+            for name, array in weights.items():
+                tensor = _tensor(array, like=state[name])
+                if state[name].is_meta:
+                    first[name] = tensor.to(self._recipe.device)
+                else:
+                    state[name].copy_(tensor)
+        self._transformer.load_state_dict(first, strict=False, assign=True)
         if self._engine is not None:
             self._engine.refresh()
 
-    def __call__(self, share: Share) -> list[Completion]:
-        """Sample a share."""
+    def __call__(self, request: Request) -> list[Completion]:
+        """Sample a share of a step."""
         if self._engine is None:
             slots = slots_for(self._transformer, self._recipe.context_len)
             self._engine = Engine(
@@ -102,7 +105,7 @@ class EngineWork:
                 context_len=self._recipe.context_len,
                 admissions_per_step=slots,
             )
-        return self._engine.generate(share.prompts, share.params, num_samples=share.num_samples)
+        return self._engine.generate(request.prompts, request.params, num_samples=request.num_samples)
 
 
 class RemoteEngines:
@@ -133,7 +136,7 @@ class RemoteEngines:
         if self._is_stale:
             self._send()
         shares = [
-            Share(list(prompts[part]), list(params[part]), num_samples)
+            Request(list(prompts[part]), list(params[part]), num_samples)
             for part in parts(len(prompts), self._pool.count)
         ]
 
@@ -176,7 +179,7 @@ def remote_engines(
         context_len: of the longest prompt with its completion.
         lora: the settings of the pairs, if there are any.
     """
-    device = torch.device(ctx.device).type
+    device = "cuda" if torch.device(ctx.device).type == "cuda" else "cpu"
     recipe = Recipe(transformer.config, transformer.dtype, lora, vocab, tuple(text_ids), context_len, device)
     pool = ActorPool(recipe, count, gpus=int(device == "cuda"), note=ctx.disk.note, say=ctx.log.log)
     try:
