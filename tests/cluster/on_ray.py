@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 
+import psutil
 import pytest
 
 from tests.app.traces import real
@@ -24,6 +25,14 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     os.environ.update(nodes.variables | SETTINGS)
     real_server.EVERYWHERE.update(SETTINGS)
     real.InProcess, real.Recorder, real.Gate = studio.engine, studio.Marked, studio.Ungated  # type: ignore
+    children = real_server.Server.children
+
+    def with_workers(server: real_server.Server) -> list[psutil.Process]:
+        """The server's processes, and its jobs' on the nodes: no other server has jobs at the time."""
+        on_nodes = psutil.Process(nodes.pid).children(recursive=True)
+        return [*children(server), *(one for one in on_nodes if real_server.runs(one, "training.jobs.worker"))]
+
+    real_server.Server.children = with_workers  # type: ignore[method-assign]
     real_server.has_read_only_root = lambda: False  # type: ignore[assignment]  # a driver writes to its node's /tmp/ray
 
 
