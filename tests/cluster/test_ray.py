@@ -206,6 +206,9 @@ async def test_replica_without_room_says_what_it_needs(
     await asyncio.to_thread(nodes.order, "kill")
 
 
+OWN = {"RAY_ADDRESS": "", "OMNI_R1_JOBS": "local"}  # a cluster of the server's, which takes no jobs
+
+
 def belongings(server: Server, nodes: Nodes) -> list[psutil.Process]:
     """The server's processes, and its actors on the given cluster."""
     on_nodes = psutil.Process(nodes.pid).children(recursive=True)
@@ -223,11 +226,15 @@ def test_ended_server_leaves_nothing_behind(
 ) -> None:
     settings = {"OMNI_R1_ENGINE": "ray", "OMNI_R1_REPLICAS": "2", "OMNI_R1_DEVICE": "cpu", "OMNI_R1_PAGES": "0"}
     settings |= {"OMNI_R1_CHECKPOINT": str(folders["one"]), "OMNI_R1_ALLOWED_ROOTS": str(folders["one"])}
-    settings |= nodes.variables if cluster == "given" else {"RAY_ADDRESS": ""}
+    settings |= nodes.variables if cluster == "given" else OWN
     server = Server(tmp_path / "home", settings).start()
     try:
+
+        def replicas() -> list[psutil.Process]:
+            return [process for process in belongings(server, nodes) if runs(process, "ray::EngineActor")]
+
+        wait_until(lambda: len(replicas()) == 2, "both replicas: a server is ready with one")
         watched = belongings(server, nodes)
-        assert sum(runs(process, "ray::EngineActor") for process in watched) == 2
         assert any(runs(process, "raylet") for process in watched) == (cluster == "own")
         began = time.monotonic()
         code = server.stop(how)
@@ -242,7 +249,7 @@ def test_ended_server_leaves_nothing_behind(
 def test_log_is_json_throughout_and_names_a_dead_replica(folders: dict[str, Path], tmp_path: Path) -> None:
     settings = {"OMNI_R1_ENGINE": "ray", "OMNI_R1_REPLICAS": "1", "OMNI_R1_DEVICE": "cpu", "OMNI_R1_PAGES": "0"}
     settings |= {"OMNI_R1_CHECKPOINT": str(folders["one"]), "OMNI_R1_ALLOWED_ROOTS": str(folders["one"])}
-    settings |= {"RAY_ADDRESS": "", "OMNI_R1_LOG_FORMAT": "json", "OMNI_R1_LOG_LEVEL": "debug"}
+    settings |= OWN | {"OMNI_R1_LOG_FORMAT": "json", "OMNI_R1_LOG_LEVEL": "debug"}
     server = Server(tmp_path / "home", settings).start()
     try:
         next(process for process in server.children() if runs(process, "ray::EngineActor")).kill()
