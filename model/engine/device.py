@@ -81,7 +81,7 @@ def _cgroup(name: str) -> list[int]:
 
 
 def beside_steps() -> AbstractContextManager[object]:
-    """For a thread that computes while steps run: on CUDA its kernels do not queue up behind theirs, nor theirs behind.
+    """For a thread that computes while steps run: on CUDA, neither's kernels wait in a queue behind the other's.
 
     What it computes must have reached the host before another thread uses it.
     """

@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,13 +90,13 @@ class Engine:
         self.num_steps = self.num_prefills = 0
         self._stack(release=not keep_parameters)
         self._drafts = Drafts(self.rules, speculation)
-        place: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
-        if num_pages is not None:
-            padded = graphs if graphs is not None else self.device.type == "cuda" and not keep_parameters
+        shape, device, dtype = (config, num_slots, context_len), self.device, self.dtype
+        if num_pages is None:
+            self.cache: SequenceCache = SlotCache(*shape, device=device, dtype=dtype)
+        else:
+            padded = graphs if graphs is not None else device.type == "cuda" and not keep_parameters
             sizes = graph_sizes(max(num_slots, MOST_ROWS * speculation), context_len) if padded else ()
-            place |= {"num_pages": num_pages, "page": page, "sizes": sizes}
-        kind = SlotCache if num_pages is None else PageCache
-        self.cache: SequenceCache = kind(config, num_slots, context_len, **place)
+            self.cache = PageCache(*shape, num_pages=num_pages, page=page, sizes=sizes, device=device, dtype=dtype)
         self._step = DecodeStep(transformer) if DecodeStep.serves(transformer) else None
         self._candidates = Candidates(self.scheduler, self.cache, self._remove)
 

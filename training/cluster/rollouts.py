@@ -59,7 +59,7 @@ class Recipe:
 
 
 class Request(NamedTuple):
-    """Prompts with their sampling parameters, and the completions of each."""
+    """Prompts with their sampling parameters, and how many completions each gets."""
 
     prompts: list[Sequence[int]]
     params: list[SamplingParams]
