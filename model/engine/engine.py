@@ -279,7 +279,11 @@ class Engine:
 
     def _is_prepared(self, sequence: Sequence) -> bool:
         """Running sequences wait for a part of a long prompt at a time."""
-        return not self.scheduler.running or sequence.kv is not None or self.cache.prepare(sequence.prefix, self._run)
+        try:
+            waits = self.scheduler.running and sequence.kv is None
+            return not waits or self.cache.prepare(sequence.prefix, self._run)
+        except RuntimeError:  # its prefill fails the same way, and then it is this sequence's failure
+            return True
 
     def _fill(self, sequence: Sequence) -> None:
         """Compute the keys and values of all but the last token into the sequence's slot."""

@@ -191,16 +191,17 @@ class PageCache:
     def prepare(self, ids: Sequence[int], run: Run) -> bool:
         """See :class:`model.nets.slot_cache.SequenceCache`: the part is a chunk, known from then on."""
         slot, size = self.num_slots, CHUNK * self.page
-        start = self._attach(slot, ids)
-        is_ready = len(ids) - start <= size
-        if not is_ready:
-            self._take(slot, start + size)
-            run(
-                *self._attention.begin(ids[start : start + size], self._tables[slot:], [start], [size]), self._attention
-            )
-            self._learn(slot, ids[: start + size])
-        self.free(slot)
-        return is_ready
+        try:
+            start = self._attach(slot, ids)
+            stop = start + size
+            if len(ids) <= stop:
+                return True
+            self._take(slot, stop)
+            run(*self._attention.begin(ids[start:stop], self._tables[slot:], [start], [size]), self._attention)
+            self._learn(slot, ids[:stop])
+            return False
+        finally:
+            self.free(slot)
 
     def restore(self, slot: int, ids: Sequence[int], rows: Tensor) -> None:
         """See :class:`model.nets.slot_cache.SequenceCache`; known chunks are not written again."""

@@ -33,7 +33,8 @@ def settle(model: Model, error: Exception, before: Progress) -> tuple[set[str], 
     `before` is the engine's progress before the step.
     """
     engine = model.engine
-    running = list(engine.scheduler.running)
+    # If none is running, the first one that waits ends: the next step would fail like this one.
+    running = list(engine.scheduler.running) or list(engine.scheduler.waiting)[:1]
     if not is_shortage(error):
         log.error("a step of %s failed", model.name, exc_info=error)
         engine.reset()

@@ -147,7 +147,7 @@ async def test_group_shares_one_prefill_and_leaves_slots_to_others(
         monkeypatch.setattr(
             core.scheduler,
             "admit",
-            lambda fit: (take(fit), running.append(sum(s.group == "g" for s in core.scheduler.running)))[0],
+            lambda *how: (take(*how), running.append(sum(s.group == "g" for s in core.scheduler.running)))[0],
         )
         members = [collect(engine, ask(f"g{seed}", seed=seed, group="g")) for seed in range(16)]
         *group, other = await asyncio.gather(*members, collect(engine, ask("other", images=False)))

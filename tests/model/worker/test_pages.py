@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from model.checkpoint.report import folder_report
 from model.checkpoint.shards import CheckpointError
 from model.engine.commands import Configure
 from model.engine.engine import Engine
-from model.engine.messages import Finished, QueuePosition
+from model.engine.messages import Failed, Finished, QueuePosition
 from model.nets.page_cache import PageCache
-from model.paging import PAGE
+from model.nets.paged_attention import PagedAttention
+from model.paging import CHUNK, PAGE
 from model.worker.inprocess import InProcess
 from model.worker.plan import ServingPlan, serving_plan
 from tests.model.sparse import chameleon_config, sparse_checkpoint
@@ -93,4 +95,25 @@ async def test_thirty_traces_take_turns_and_none_changes(
     assert any(isinstance(output, QueuePosition) for output in traces[-1])
     for seed, single in alone.items():
         recorder.assert_same_trace(drawing_checkpoint, f"alone-{seed}", single, f"t{seed}", traces[seed])
+    assert core.cache.num_free == 40
+
+
+async def test_prompt_that_fails_between_steps_ends_alone(engine: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a part of it lacks memory while others run, or all of it when it starts."""
+    attend = PagedAttention.__call__
+
+    def short_of_memory(self: PagedAttention, layer: int, q: torch.Tensor, *more: torch.Tensor) -> torch.Tensor:
+        if len(q) == CHUNK * 16:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return attend(self, layer, q, *more)
+
+    long = replace(ask("long", tokens=5, images=False), question="ж" * 100)
+    short = [replace(ask(name, seed=seed), images=(), question="?") for seed, name in enumerate(("one", "two"))]
+    monkeypatch.setattr(PagedAttention, "__call__", short_of_memory)
+    *others, failed = await asyncio.gather(*(collect(engine, request) for request in (*short, long)))
+    assert [type(outputs[-1]) for outputs in others] == [Finished, Finished]
+    assert isinstance(failed[-1], Failed)
+    assert "Tried to allocate 2.00 GiB" in failed[-1].detail
+    core = engine.worker.models["drawing"].engine
+    assert isinstance(core.cache, PageCache)
     assert core.cache.num_free == 40

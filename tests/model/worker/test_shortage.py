@@ -14,6 +14,7 @@ from model.checkpoint.memory import needs_of
 from model.engine.candidates import Candidates
 from model.engine.engine import Engine
 from model.engine.messages import EngineError, Failed, Finished, Output, QueuePosition
+from model.engine.scheduler import Scheduler
 from model.engine.sequence import Sequence
 from model.nets.kv_cache import PrefillAttention
 from model.worker.inprocess import InProcess
@@ -111,4 +112,20 @@ async def test_shortage_while_loading_is_named(engine: InProcess, drawing_checkp
         with pytest.raises(EngineError) as error:
             await engine.load("other", str(drawing_checkpoint), 2)
     assert error.value.code == "insufficient_memory"
+    assert isinstance((await collect(engine, ask("next")))[-1], Finished)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(FULL), ZeroDivisionError("a fault")])
+async def test_step_that_fails_before_any_trace_runs_does_not_repeat_for_ever(
+    engine: InProcess, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Nothing runs that could end for it: the traces that wait end, one a step."""
+
+    def fails(*_: object) -> Any:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Scheduler, "admit", fails)
+        waiting = await asyncio.gather(*(collect(engine, ask(str(n))) for n in range(3)))
+    assert [code_of(outputs) for outputs in waiting] == ["engine_error"] * 3
     assert isinstance((await collect(engine, ask("next")))[-1], Finished)
