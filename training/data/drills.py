@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
@@ -11,7 +12,7 @@ from tqdm import tqdm
 from model.images.view import model_view
 from model.text.template import ImagePart, Part, Rendered, StepPart, Template, TextPart
 from training.data.token_sets import Codes, ImageCoder, TokenSet
-from training.world.drills import KINDS, VERIFYING, Drill, make_drill
+from training.world.drills import BARE_KINDS, KINDS, VERIFYING, Drill, make_drill
 
 BLANK = Image.new("RGB", (64, 64), "white")  # codes of a drill without images, discarded
 
@@ -38,9 +39,25 @@ def drill_set(
     return TokenSet.build(rendered(), context_len)
 
 
-def rehearsal(first: int, count: int, coder: ImageCoder, template: Template, context_len: int) -> TokenSet:
-    """The drills of `count` seeds from `first`, of the kinds that the base saw last, in one template."""
-    return drill_set(first, count, coder, [template, template], context_len, shares=VERIFYING)
+def rehearsal(
+    first: int,
+    count: int,
+    coder: ImageCoder,
+    template: Template,
+    context_len: int,
+    lineage: Mapping[str, Any],
+) -> TokenSet:
+    """The drills of `count` seeds from `first`, in one template and the mix that the base of this lineage saw last."""
+    return drill_set(first, count, coder, [template, template], context_len, shares=last_mix(lineage))
+
+
+def last_mix(lineage: Mapping[str, Any]) -> Mapping[str, float]:
+    """Shares of the kinds in a checkpoint's last drills; `VERIFYING` if its lineage does not say."""
+    drills = lineage.get("drills")
+    shares = drills.get("shares") if isinstance(drills, dict) else None
+    if isinstance(shares, dict) and shares and shares.keys() <= {*KINDS, *BARE_KINDS}:
+        return shares
+    return VERIFYING
 
 
 def drill_images(drill: Drill) -> list[Image.Image]:

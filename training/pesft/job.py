@@ -250,7 +250,7 @@ def with_drills(ctx: JobContext, base: LoadedCheckpoint, data: TokenSet, folder:
         count = max(1, round(share / (1 - share) * len(data)))
         first = DRILL_SEEDS + spec.seed % 100 * SEEDS_A_RUN
         coder = ImageCoder(base.vq, device=ctx.device)
-        made = rehearsal(first, count, coder, base.template, longest(spec, base))
+        made = rehearsal(first, count, coder, base.template, longest(spec, base), base.manifest.lineage)
         ctx.disk.replace(cache, made.save)
         ctx.log.log(f"{len(made):,} drills join the {len(data):,} traces")
     ctx.ranks.wait()

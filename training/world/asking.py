@@ -13,7 +13,7 @@ from random import Random
 from training.world.canvas import bbox, line, mark, zoom
 from training.world.chain import ring, say
 from training.world.lines import axes, rays, walls
-from training.world.things import things
+from training.world.things import neighbours, things
 from training.world.views import Extra, View, bars, curve, dots, graph, is_unique, pattern, table, tiles, tray
 
 MAKERS: dict[str, tuple[Callable[[Random], View], float]] = {
@@ -29,6 +29,7 @@ MAKERS: dict[str, tuple[Callable[[Random], View], float]] = {
     "tiles": (tiles, 0.03),
     "tray": (tray, 0.02),
     "pattern": (pattern, 0.02),
+    "neighbours": (neighbours, 0.0),
 }
 MOVING = ("tray", "tray", "tiles", "pattern")
 
@@ -42,6 +43,15 @@ def random_view(rng: Random) -> View:
 
 # Weights of the views that a base misplaced most after seven phases.
 HARD_TO_PLACE: dict[str, float] = {"things": 0.45, "rays": 0.2, "walls": 0.2, "table": 0.15}
+# Weights of the views of the chains that it draws wrongly most often after eight.
+HARD_TO_FOLLOW: dict[str, float] = {
+    "things": 0.2,
+    "neighbours": 0.25,
+    "walls": 0.25,
+    "table": 0.15,
+    "axes": 0.1,
+    "rays": 0.05,
+}
 BARE: dict[str, float] = {
     "things": 40,
     "rays": 10,

@@ -16,7 +16,18 @@ from typing import Final
 from PIL import Image
 
 from training.skills import apply
-from training.world.asking import BARE, HARD_TO_PLACE, MAKERS, MOVING, bare_view, drawing, random_view, stated, worded
+from training.world.asking import (
+    BARE,
+    HARD_TO_FOLLOW,
+    HARD_TO_PLACE,
+    MAKERS,
+    MOVING,
+    bare_view,
+    drawing,
+    random_view,
+    stated,
+    worded,
+)
 from training.world.chain import say
 from training.world.scenes import random_action, random_image
 from training.world.views import Extra, View
@@ -71,6 +82,9 @@ VERIFYING: Final[dict[str, float]] = {
 }
 # The same, half of the orders on views that a base misplaces most.
 AIMING: Final[dict[str, float]] = {**VERIFYING, "order": 0.3, "aim": 0.36}
+# The same on the views and moves whose chains it then draws wrongly most often.
+FOLLOWING: Final[dict[str, float]] = {**VERIFYING, "draw": 0.03, "order": 0.07, "follow": 0.5, "step": 0.16}
+BARE_KINDS: Final = ("order", "step", "aim", "follow", "between")
 BETWEEN: Final = "What was done between the two images?"
 
 
@@ -81,8 +95,9 @@ class Drill:
     "direct" and "chain" are tasks without images in the response: the template renders `steps` (texts; none for
     "direct") and `answer`, and `response` has the same as plain text. `earlier` is given before `image`: the image
     before the newest ink. `more` are further given orders, each with its requested image. "order" is "draw" or "move"
-    in plain words, on an image without other ink; "aim" is an "order" on a view that is hard to place in. "between" is
-    the inverse of "order": the response names what changed `earlier` into `image`.
+    in plain words, on an image without other ink, "step" such a "move"; "aim" and "follow" are "draw" in plain words on
+    views that are hard to place in, or to follow. "between" is the inverse of "order": the response names what changed
+    `earlier` into `image`.
     """
 
     kind: str
@@ -97,7 +112,7 @@ class Drill:
 
 
 def make_drill(seed: int, *, kind: str | None = None, shares: Mapping[str, float] = KINDS) -> Drill:
-    """The drill of a seed; `kind` forces one of `KINDS`, "order", "aim" or "between", `shares` weight the kinds.
+    """The drill of a seed; `kind` forces one of `KINDS` or `BARE_KINDS`, `shares` weight the kinds.
 
     Raises:
         ValueError: a seed of the evaluation, or an unknown kind.
@@ -126,15 +141,18 @@ def make_drill(seed: int, *, kind: str | None = None, shares: Mapping[str, float
         return _move_drill(rng)
     if name == "order":
         return replace((_draw_drill if rng.random() < 0.8 else _move_drill)(rng, bare=True), kind=name)
-    if name == "aim":
-        return replace(_draw_drill(rng, bare=True, views=HARD_TO_PLACE), kind=name)
+    if name in ("aim", "follow"):
+        views = HARD_TO_PLACE if name == "aim" else HARD_TO_FOLLOW
+        return replace(_draw_drill(rng, bare=True, views=views), kind=name)
+    if name == "step":
+        return replace(_move_drill(rng, bare=True), kind=name)
     if name == "between":
         return _between_drill(rng)
     if name == "ask":
         view = random_view(rng)
         question, answer = rng.choice(view.facts)
         return Drill(name, question, _inked(rng, view, 0.4)[-1] if "Where" in question else view.image, (answer,))
-    raise ValueError(f"unknown kind {name!r}: one of {', '.join((*KINDS, 'order', 'aim', 'between'))}")
+    raise ValueError(f"unknown kind {name!r}: one of {', '.join((*KINDS, *BARE_KINDS))}")
 
 
 def _inked(rng: Random, view: View, share: float) -> list[Image.Image]:

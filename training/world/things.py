@@ -13,6 +13,17 @@ from training.world.views import Extra, Spot, View, is_unique, listing, spot_at
 NOUNS = ("shape", "object", "thing")
 
 
+def neighbours(rng: Random) -> View:
+    """Shapes on a grid, of which only neighbours are drawn on: "Mark the thing above it."."""
+    while True:
+        looks = [(rng.choice(SHAPES), rng.choice(COLOUR_NAMES)) for _ in range(rng.randint(3, 8))]
+        scene = _on_grid(rng, looks)
+        if extras := _beside(rng, scene):
+            break
+    caption = listing([f"{spot.name} {spot.place}" for spot in _spots(scene)])
+    return View(natural.draw_things(scene, rng.choice(BACKGROUNDS)), caption, extras=tuple(extras))
+
+
 def things(rng: Random) -> View:
     """Scattered shapes."""
     looks = [(rng.choice(SHAPES), rng.choice(COLOUR_NAMES)) for _ in range(rng.choice((1, 2, 3, 3, 4, 4, 5, 6, 7)))]
@@ -21,21 +32,9 @@ def things(rng: Random) -> View:
     elif rng.random() < 0.33:
         looks = [(s, looks[0][1]) if rng.random() < 0.6 else (s, c) for s, c in looks]
     on_grid = rng.random() < 0.4
-    if on_grid:
-        grid = rng.sample([(24 * c, 24 * r) for c in range(3) for r in range(3)], len(looks))
-        scene = [natural.make_thing(rng, *look, *corner) for look, corner in zip(looks, grid, strict=True)]
-    else:
-        scene = natural.scatter_things(rng, looks)
-    scene.sort(key=lambda thing: (thing.y, thing.x))
-    shapes, colours = [thing.shape for thing in scene], [thing.colour for thing in scene]
-    spots = tuple(
-        replace(
-            spot_at(thing.name, thing.centre, thing.box),
-            also=(thing.shape,) * (shapes.count(thing.shape) == 1)
-            + tuple(f"{thing.colour} {noun}" for noun in NOUNS if colours.count(thing.colour) == 1),
-        )
-        for thing in scene
-    )
+    scene = _on_grid(rng, looks) if on_grid else natural.scatter_things(rng, looks)
+    scene.sort(key=_reading_order)
+    spots = _spots(scene)
     facts = [("How many things are there?", str(len(scene)))]
     for spot in spots:
         if is_unique(spots, spot, "place"):
@@ -45,6 +44,30 @@ def things(rng: Random) -> View:
     caption = listing([f"{spot.name} {spot.place}" for spot in spots])
     extras = (*_in_order(rng, scene), *_closer(rng, spots), *(_beside(rng, scene) if on_grid else ()))
     return View(natural.draw_things(scene, rng.choice(BACKGROUNDS)), caption, spots, extras, facts=tuple(facts))
+
+
+def _on_grid(rng: Random, looks: list[tuple[str, str]]) -> list[natural.Thing]:
+    """Things in different cells of a 3 x 3 grid, in reading order."""
+    grid = rng.sample([(24 * c, 24 * r) for c in range(3) for r in range(3)], len(looks))
+    scene = [natural.make_thing(rng, *look, *corner) for look, corner in zip(looks, grid, strict=True)]
+    return sorted(scene, key=_reading_order)
+
+
+def _reading_order(thing: natural.Thing) -> tuple[int, int]:
+    return thing.y, thing.x
+
+
+def _spots(scene: list[natural.Thing]) -> tuple[Spot, ...]:
+    """A spot for each thing, with the other names that it alone has."""
+    shapes, colours = [thing.shape for thing in scene], [thing.colour for thing in scene]
+    return tuple(
+        replace(
+            spot_at(thing.name, thing.centre, thing.box),
+            also=(thing.shape,) * (shapes.count(thing.shape) == 1)
+            + tuple(f"{thing.colour} {noun}" for noun in NOUNS if colours.count(thing.colour) == 1),
+        )
+        for thing in scene
+    )
 
 
 def _in_order(rng: Random, scene: list[natural.Thing]) -> list[Extra]:

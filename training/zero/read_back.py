@@ -4,10 +4,10 @@ r"""Filters drawn chains by whether a reader finds their answers in the drawings
 
 A base that only draws cannot answer, but a Zero of an earlier round can: it reads images well and has seen no annotated
 one. For each finished chain of Zero jobs, the reader gets the question, the steps and the drawn images, and the
-likelihood of the chain's answer is measured. A chain is kept if that is at least `--min-likelihood`; of those, the ones
-that the base drew surest, up to `--keep-share` of all finished chains of each kind of question. PeSFT then starts from
-the base. Like PeRPO's reward, the filter uses answers only; the world's verdict on drawings is reported and never
-decides.
+likelihood of the chain's answer is measured; of several readers the geometric mean counts. Of each kind of question as
+many chains are kept as have at least `--min-likelihood`, up to `--keep-share` of the finished ones: those with the
+highest sum of what the base thought of its drawings and the readers of the answer. PeSFT then starts from the base.
+Like PeRPO's reward, the filter uses answers only; the world's verdict on drawings is reported and never decides.
 
 Writes ``traces.jsonl`` (the authors' PeSFT format) and ``report.json``.
 """
@@ -19,9 +19,9 @@ import json
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean, pstdev
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ from training.zero.job import drawn_chains, trace_row_of
 from training.zero.visualiser import DrawnChain, confidence
 
 PACKED = 2  # chains in one forward pass; attention over more costs more than it saves
+LEAST = -4.0  # nats: an answer less likely says no more about its drawings
 
 
 @torch.inference_mode()
@@ -75,41 +76,37 @@ def answer_logprobs(loaded: LoadedCheckpoint, engine: Engine, chains: Sequence[D
 
 
 def kept(
-    chains: Sequence[DrawnChain],
-    read: Callable[[Sequence[DrawnChain]], Sequence[float]],
-    *,
-    keep_share: float,
-    min_likelihood: float,
-) -> tuple[list[int], dict[int, float]]:
-    """Indices of the chains to train on, ascending, and the reader's log-probabilities of those it was asked about.
-
-    Of each kind of question the surest are read first, until enough are kept.
+    chains: Sequence[DrawnChain], answers: Sequence[float], *, keep_share: float, min_likelihood: float
+) -> list[int]:
+    """Indices of the chains to train on, ascending.
 
     Args:
         chains: finished ones.
-        read: the reader's log-probabilities of the answers of some chains.
-        keep_share: at most this share of each kind of question, those drawn surest.
-        min_likelihood: of the answer.
+        answers: log-probability of each chain's answer.
+        keep_share: at most this share of each kind of question.
+        min_likelihood: as many are kept as have answers this likely.
     """
     kinds: dict[tuple[str, str], list[int]] = defaultdict(list)
     for index, one in enumerate(chains):
         kinds[one.slice, one.kind].append(index)
     chosen: list[int] = []
-    answers: dict[int, float] = {}
-    for every in tqdm(kinds.values(), desc="read", unit="kind"):
-        surest = sorted(every, key=lambda index: confidence(chains[index]), reverse=True)
-        wanted, found = max(1, round(keep_share * len(every))), list[int]()
-        for start in range(0, len(surest), PACKED):
-            some = surest[start : start + PACKED]
-            answers.update(zip(some, read([chains[index] for index in some]), strict=True))
-            found += [index for index in some if answers[index] >= math.log(min_likelihood)]
-            if len(found) >= wanted:
-                break
-        chosen += found[:wanted]
-    return sorted(chosen), answers
+    for every in kinds.values():
+        read = sum(answers[index] >= math.log(min_likelihood) for index in every)
+        drawn = _standard([confidence(chains[index]) for index in every])
+        found = _standard([max(LEAST, answers[index]) for index in every])
+        score = {index: a + b for index, a, b in zip(every, drawn, found, strict=True)}
+        surest = sorted(every, key=lambda index: score[index], reverse=True)
+        chosen += surest[: min(read, max(1, round(keep_share * len(every))))]
+    return sorted(chosen)
 
 
-def report(chains: Sequence[DrawnChain], answers: Mapping[int, float], chosen: Sequence[int]) -> dict[str, Any]:
+def _standard(values: Sequence[float]) -> list[float]:
+    """Distances from the mean in standard deviations; 0 where all are equal."""
+    mean, deviation = fmean(values), pstdev(values)
+    return [(value - mean) / deviation if deviation else 0.0 for value in values]
+
+
+def report(chains: Sequence[DrawnChain], chosen: Sequence[int]) -> dict[str, Any]:
     """Counts by kind of question, and the shares of right drawings and of chains with only right ones."""
     of_kind: dict[str, list[int]] = defaultdict(list)
     for index, one in enumerate(chains):
@@ -120,7 +117,6 @@ def report(chains: Sequence[DrawnChain], answers: Mapping[int, float], chosen: S
         some = [index for index in indices if index in taken]
         return {
             "finished": len(indices),
-            "read": sum(index in answers for index in indices),
             "kept": len(some),
             "right_of_finished": _right([chains[index] for index in indices]),
             "right_of_kept": _right([chains[index] for index in some]),
@@ -139,7 +135,12 @@ def _right(chains: Sequence[DrawnChain]) -> dict[str, float | None]:
 
 
 def read_back(
-    reader: LoadedCheckpoint, jobs: Sequence[Path], out: Path, *, keep_share: float = 0.4, min_likelihood: float = 0.5
+    readers: Sequence[LoadedCheckpoint],
+    jobs: Sequence[Path],
+    out: Path,
+    *,
+    keep_share: float = 0.4,
+    min_likelihood: float = 0.5,
 ) -> dict[str, Any]:
     """Filter the chains that the Zero jobs in these folders have drawn; write traces and report; return the report.
 
@@ -150,28 +151,37 @@ def read_back(
     chains = [one for job in jobs for one in drawn_chains(job) if one.rejected is None]
     if not chains:
         raise ValueError("the jobs have no finished chain")
-    engine = Engine(reader.transformer, reader.vocab, reader.template, num_slots=1)
-    read = partial(answer_logprobs, reader, engine)
-    chosen, answers = kept(chains, read, keep_share=keep_share, min_likelihood=min_likelihood)
-    rows = (json.dumps(trace_row_of(chains[index], reader.vocab), ensure_ascii=False) + "\n" for index in chosen)
+    each = [_read(reader, chains) for reader in readers]
+    answers = [fmean(logprobs) for logprobs in zip(*each, strict=True)]
+    chosen = kept(chains, answers, keep_share=keep_share, min_likelihood=min_likelihood)
+    vocab = readers[0].vocab
+    rows = (json.dumps(trace_row_of(chains[index], vocab), ensure_ascii=False) + "\n" for index in chosen)
     out.mkdir(parents=True, exist_ok=True)
     text = "".join(rows)
     write_file(out / "traces.jsonl", lambda path: path.write_text(text, "utf-8"))
     found = {
-        "reader": reader.name,
+        "readers": [reader.name for reader in readers],
         "keep_share": keep_share,
         "min_likelihood": min_likelihood,
-        "kinds": report(chains, answers, chosen),
+        "kinds": report(chains, chosen),
     }
     write_file(out / "report.json", lambda path: path.write_text(json.dumps(found, indent=1) + "\n", "utf-8"))
     return found
+
+
+def _read(reader: LoadedCheckpoint, chains: Sequence[DrawnChain]) -> list[float]:
+    engine = Engine(reader.transformer, reader.vocab, reader.template, num_slots=1)
+    starts = tqdm(range(0, len(chains), PACKED), desc=f"read by {reader.name}", unit="pass", mininterval=5)
+    return [logprob for start in starts for logprob in answer_logprobs(reader, engine, chains[start : start + PACKED])]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.zero.read_back", description=__doc__.splitlines()[0])
     parser.add_argument("jobs", type=Path, nargs="+", metavar="JOB_DIR", help="folder of a Zero job")
-    parser.add_argument("--reader", required=True, metavar="CHECKPOINT", help="a name or a folder")
+    parser.add_argument(
+        "--reader", required=True, action="append", metavar="CHECKPOINT", help="a name or a folder; may be repeated"
+    )
     parser.add_argument("--keep-share", type=float, default=0.4)
     parser.add_argument("--min-likelihood", type=float, default=0.5)
     parser.add_argument("--threads", type=int, default=1)
@@ -181,9 +191,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not 0.0 < given.keep_share <= 1.0 or not 0.0 < given.min_likelihood < 1.0:
         parser.error("--keep-share must be in (0, 1], --min-likelihood in (0, 1)")
     try:
-        reader = load_checkpoint(resolve(given.reader))
+        readers = [load_checkpoint(resolve(name)) for name in given.reader]
         found = read_back(
-            reader, given.jobs, given.out, keep_share=given.keep_share, min_likelihood=given.min_likelihood
+            readers, given.jobs, given.out, keep_share=given.keep_share, min_likelihood=given.min_likelihood
         )
     except (CheckpointError, OSError, ValueError) as error:
         sys.stderr.write(f"{error}\n")

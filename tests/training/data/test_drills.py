@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from model.checkpoint.checkpoint import load_checkpoint
-from training.data.drills import drill_images, render_drill
+from training.data.drills import drill_images, last_mix, render_drill
 from training.skills import Action, apply
 from training.world.asking import MAKERS, drawing, random_view, worded
 from training.world.canvas import COLOURS
-from training.world.drills import AIMING, DRAWING, LOCATING, VERIFYING, make_drill
+from training.world.drills import AIMING, DRAWING, FOLLOWING, LOCATING, VERIFYING, make_drill
 from training.world.lines import axes, rays, walls
 
 INK = ("in there", "from there", "to its", "below it.", "above it.", "next ")  # references to earlier drawings
@@ -120,6 +121,23 @@ def test_aiming_drills_are_orders_on_views_that_are_hard_to_place_in() -> None:
     assert not any(word in words for word in ("axis", "bar ", "Tilt"))
 
 
+def test_following_drills_name_neighbours_and_refer_to_the_ray_before() -> None:
+    drills = [make_drill(seed, kind="follow") for seed in range(300)]
+    assert {drill.kind for drill in drills} == {"follow"}
+    words = [drill.prompt_text for drill in drills]
+    for part in ("above it", "to its left", "as steep as before", "column", "axis", "black line"):
+        assert any(part in text for text in words), part
+    assert not any("Tilt" in text for text in words)
+
+
+def test_step_drills_are_moves_in_plain_words() -> None:
+    drills = [make_drill(seed, kind="step") for seed in range(100)]
+    assert {drill.kind for drill in drills} == {"step"}
+    assert all(drill.image is not None and not drill.more for drill in drills)
+    assert any("Tilt" in drill.prompt_text for drill in drills)
+    assert max(len(drill.prompt_text) for drill in drills) < 75
+
+
 def test_inverse_drill_names_the_order_between_two_images() -> None:
     drills = [make_drill(seed, kind="between") for seed in range(300)]
     orders = [drill.response[0] for drill in drills]
@@ -138,10 +156,19 @@ def test_inverse_drill_names_the_order_between_two_images() -> None:
 
 def test_shares_weight_the_kinds_of_drills() -> None:
     assert {make_drill(seed, shares={"move": 1.0}).kind for seed in range(20)} == {"move"}
-    for shares in (DRAWING, LOCATING, VERIFYING, AIMING):
+    for shares in (DRAWING, LOCATING, VERIFYING, AIMING, FOLLOWING):
         assert sum(shares.values()) == pytest.approx(1.0)
     drawn = [make_drill(seed, shares=DRAWING).kind for seed in range(300)]
     assert 0.7 < sum(kind in ("draw", "move") for kind in drawn) / 300 < 0.92
+
+
+@pytest.mark.parametrize("lineage", [{}, {"drills": 3}, {"drills": {"shares": {}}}, {"drills": {"shares": {"new": 1}}}])
+def test_rehearsal_without_a_known_mix_takes_the_usual_one(lineage: dict[str, Any]) -> None:
+    assert last_mix(lineage) == VERIFYING
+
+
+def test_rehearsal_repeats_the_bases_last_mix() -> None:
+    assert last_mix({"stage": "base", "drills": {"count": 8, "shares": AIMING}}) == AIMING
 
 
 def _colour(image: Image.Image, at: tuple[int, int]) -> str | None:

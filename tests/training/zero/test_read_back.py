@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,46 +29,42 @@ def chain(name: str, logprob: float, *, kind: str = "find", right: bool | None =
     return DrawnChain(name, "natural", "Which?", "red", (0,) * 16, (step.text,), [step], kind=kind)
 
 
-class Reader:
-    """Finds the answers of the chains with these names, and remembers whom it was asked about."""
-
-    def __init__(self, *names: str) -> None:
-        self.names, self.asked = names, list[str]()
-
-    def __call__(self, chains: Sequence[DrawnChain]) -> list[float]:
-        self.asked += [one.chain_id for one in chains]
-        return [-0.1 if one.chain_id in self.names else -5.0 for one in chains]
+LIKELY, UNLIKELY = math.log(0.9), math.log(0.01)
 
 
-def test_surest_of_the_read_ones_are_kept_and_no_more_are_read() -> None:
-    chains = [chain(str(number), -float(number)) for number in range(8)]
-    reader = Reader("1", "3", "7")
-    chosen, answers = kept(chains, reader, keep_share=0.25, min_likelihood=0.5)
-    assert chosen == [1, 3]
-    assert reader.asked == ["0", "1", "2", "3"]
-    assert answers.keys() == {0, 1, 2, 3}
+def test_as_many_are_kept_as_are_read_and_not_more_than_the_share() -> None:
+    chains = [chain(str(number), -1.0) for number in range(8)]
+    answers = [LIKELY if number in (1, 3, 7) else UNLIKELY for number in range(8)]
+    assert kept(chains, answers, keep_share=1.0, min_likelihood=0.5) == [1, 3, 7]
+    assert len(kept(chains, answers, keep_share=0.25, min_likelihood=0.5)) == 2
+    assert kept(chains, [UNLIKELY] * 8, keep_share=1.0, min_likelihood=0.5) == []
+
+
+def test_drawings_count_as_much_as_answers() -> None:
+    answers = [LIKELY, LIKELY, LIKELY, UNLIKELY]
+    assert kept([chain(str(n), -float(n)) for n in range(4)], answers, keep_share=0.5, min_likelihood=0.5) == [0, 1]
+    assert kept([chain(str(n), float(n)) for n in range(4)], answers, keep_share=0.5, min_likelihood=0.5) == [1, 2]
 
 
 def test_the_share_is_of_each_kind() -> None:
     chains = [chain(f"{kind}{n}", -n - 10.0 * (kind == "bar"), kind=kind) for kind in ("find", "bar") for n in range(4)]
-    every = Reader(*(one.chain_id for one in chains))
-    chosen, _ = kept(chains, every, keep_share=0.5, min_likelihood=0.5)
+    chosen = kept(chains, [LIKELY] * 8, keep_share=0.5, min_likelihood=0.5)
     assert [chains[index].chain_id for index in chosen] == ["find0", "find1", "bar0", "bar1"]
 
 
 def test_the_worlds_verdict_does_not_decide() -> None:
     chains = [chain(str(number), -float(number)) for number in range(8)]
     judged = [replace(one, steps=chain(one.chain_id, -float(one.chain_id), right=False).steps) for one in chains]
-    found = [kept(some, Reader("2", "5"), keep_share=1.0, min_likelihood=0.5)[0] for some in (chains, judged)]
-    assert found == [[2, 5], [2, 5]]
+    answers = [LIKELY if number in (2, 5) else UNLIKELY for number in range(8)]
+    found = [kept(some, answers, keep_share=1.0, min_likelihood=0.5) for some in (chains, judged)]
+    assert found[0] == found[1]
 
 
 def test_report_counts_by_kind() -> None:
     chains = [chain("a", -1.0), chain("b", -2.0, right=False), chain("c", -1.0, kind="bar", right=None)]
-    found = report(chains, {0: -0.1, 1: -3.0}, [0])
+    found = report(chains, [0])
     assert found["find"] == {
         "finished": 2,
-        "read": 2,
         "kept": 1,
         "right_of_finished": {"drawings": 0.5, "chains": 0.5},
         "right_of_kept": {"drawings": 1.0, "chains": 1.0},
@@ -104,11 +99,12 @@ def test_likelihood_is_that_of_sampling_the_answer(base: Path, zero_folder: Path
 
 
 def test_command_writes_traces_that_pesft_reads(base: Path, zero_folder: Path, tmp_path: Path) -> None:
-    command = [str(zero_folder), "--reader", str(base), "--out", str(tmp_path)]
+    command = [str(zero_folder), "--reader", str(base), "--reader", str(base), "--out", str(tmp_path)]
     finished = sum(one.rejected is None for one in drawn_chains(zero_folder))
     assert main([*command, "--keep-share", "1", "--min-likelihood", "1e-300"]) == 0
     samples = [one for one in read_traces(tmp_path / "traces.jsonl") if isinstance(one, TraceSample)]
     found = json.loads((tmp_path / "report.json").read_text("utf-8"))
+    assert len(found["readers"]) == 2
     assert len(samples) == found["kinds"]["all"]["kept"] == found["kinds"]["all"]["finished"] == finished > 0
     assert all(step.image is not None for sample in samples for step in sample.steps)
 
@@ -124,5 +120,5 @@ def test_command_names_what_is_missing(base: Path, tmp_path: Path, capsys: pytes
 
 def test_unlikely_answers_are_counted_in_nats() -> None:
     chains = [chain("a", -1.0)]
-    assert kept(chains, lambda _: [math.log(0.49)], keep_share=1.0, min_likelihood=0.5)[0] == []
-    assert kept(chains, lambda _: [math.log(0.51)], keep_share=1.0, min_likelihood=0.5)[0] == [0]
+    assert kept(chains, [math.log(0.49)], keep_share=1.0, min_likelihood=0.5) == []
+    assert kept(chains, [math.log(0.51)], keep_share=1.0, min_likelihood=0.5) == [0]
