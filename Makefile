@@ -3,6 +3,7 @@
 # make test-fast  the quick tests, in two minutes on two cores
 # make test-portable   the engine's and training's tests with the kernels of a CPU that has neither AVX-512 nor bf16
 # make test-ray   engines on a Ray cluster of two local nodes: deaths, moves, and suites of the real server
+# make test-triton  the fused GPU kernels in Triton's interpreter, on a CPU; Triton is a download of 170 MB
 # make coverage   the share of app's, model's and training's lines that test-fast runs
 # make check      ruff, formatting, mypy, imports, JavaScript     make format    fix what ruff and prettier can fix
 # make bench      ratios against peers, one JSON object a line on stdout
@@ -20,6 +21,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := app model training
 MOTO := .venv-moto
+TRITON := .triton
 
 # As on a CPU with AVX2 and without bf16, and with torch's own kernels for any CPU.
 PORTABLE_CPU := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
@@ -56,7 +58,7 @@ SLOW := e2e training test_wheel.py app/store model/checkpoint/test_memory.py mod
 FAST := -m "not slow" -k "not postgresql" tests $(SLOW:%=--ignore=tests/%)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-fast test-portable test-ray coverage check format bench attack clean
+.PHONY: help setup serve test test-fast test-portable test-ray test-triton coverage check format bench attack clean
 
 help:
 	@sed -n '/^#/!q;s/^# //p' Makefile
@@ -90,6 +92,13 @@ $(MOTO)/bin/moto_server: | setup
 test-store: setup $(MOTO)/bin/moto_server
 	@STUDIO_TEST_S3=$(CURDIR)/$(MOTO)/bin/moto_server $(PYTEST) $(WITH_STORE:%=tests/%) $(ARGS)
 
+# Not into .venv: other packages behave differently where they find Triton.
+$(TRITON)/triton/__init__.py: | setup
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(TRITON) triton==3.5.1 1>&2
+
+test-triton: setup $(TRITON)/triton/__init__.py
+	@STUDIO_TEST_TRITON=$(CURDIR)/$(TRITON) $(BIN)/python -m pytest tests/model/nets/test_fused.py $(ARGS)
+
 test-ray: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]' 1>&2
 	@$(BIN)/python -m pytest -p tests.cluster.on_ray $(ON_RAY:%=tests/%) $(ARGS)
@@ -122,4 +131,4 @@ attack: setup
 	@exec $(BIN)/python -m tests.attack $(ARGS)
 
 clean:
-	@rm -rf $(VENV) $(MOTO) *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage
+	@rm -rf $(VENV) $(MOTO) $(TRITON) *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage

@@ -1,4 +1,4 @@
-"""Forward passes of fixed shape as CUDA graphs: one launch instead of sixteen operations a layer.
+"""Forward passes of fixed shape as CUDA graphs: one launch instead of ten kernels a layer.
 
 A graph repeats the kernels of a pass on the memory that they used when it was captured; the weights' and the pass's own
 (:class:`model.nets.paged_attention.PagedAttention` with a fixed shape) must stay where they are. Without CUDA, and if a

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.nets import fused
 from model.paging import PAGE, pages_of
 
 try:
@@ -99,8 +100,12 @@ class PagedAttention:
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [T, J * G, K], k and v [T, J, K] -> [T, J * G * K]."""
         heads, dim = k.shape[1:]
-        self._flat_keys[layer].index_copy_(0, self._target, k.reshape(-1, heads, dim))
-        self._flat_values[layer].index_copy_(0, self._target, v.reshape(-1, heads, dim))
+        keys, values = self._flat_keys[layer], self._flat_values[layer]
+        if fused.serves(keys):
+            fused.write_rows(k, v, keys, values, self._target)
+        else:
+            keys.index_copy_(0, self._target, k.reshape(-1, heads, dim))
+            values.index_copy_(0, self._target, v.reshape(-1, heads, dim))
         if not self._kernel:
             return self._gathered(layer, q)
         found = varlen.varlen_attn(

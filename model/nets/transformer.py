@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.config import TransformerConfig
+from model.nets import fused
 from model.nets.attention import Attention, CausalAttention, PackedAttention, PackedLayout
 from model.nets.embedding import new_embedding
 from model.nets.lora import NO_ADAPTERS, Adapter, LayerAdapters, adapter, effective
@@ -280,6 +281,8 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
         # sqrt(|x|^2 + D * eps): half the operations of PyTorch's norm; small steps are dominated by call overhead.
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         return x / norm.hypot(norm.new_tensor((eps * width) ** 0.5))
+    if fused.serves(x):
+        return fused.rms_norm(x, weight, eps)
     if _trains_on_cpu(x):
         return RMSNorm.apply(x, weight, eps)
     return F.rms_norm(x, (width,), weight, eps)
@@ -323,7 +326,9 @@ def _heads(
     y = x if config.swin_norm else rms_norm(x, w.input_norm, config.rms_norm_eps)
     qkv = _linear(y, w.qkv, adapters.qkv).unflatten(-1, (heads + 2 * kv_heads, head))
     qk, v = qkv.split([heads + kv_heads, kv_heads], dim=-2)
-    if _trains_on_cpu(qk):
+    if fused.serves(qk):
+        qk = fused.norm_rotate(qk, w.qk_norm, w.qk_norm_bias, rotation, QK_NORM_EPS)
+    elif _trains_on_cpu(qk):
         qk = QKNormRotate.apply(qk, w.qk_norm, w.qk_norm_bias, rotation, QK_NORM_EPS)
     else:
         qk = F.layer_norm(qk, (head,), None, None, QK_NORM_EPS)
@@ -341,8 +346,12 @@ def _after_attention(
     x = x + rms_norm(_linear(y, w.o, o), w.input_norm, eps) if swin else add_linear(x, y, w.o, o)
 
     y = x if swin else rms_norm(x, w.post_norm, eps)
-    gate, up = _linear(y, w.gate_up, adapters.gate_up).chunk(2, dim=-1)
-    y = F.silu(gate) * up
+    gate_up = _linear(y, w.gate_up, adapters.gate_up)
+    if fused.serves(gate_up):
+        y = fused.silu_product(gate_up)
+    else:
+        gate, up = gate_up.chunk(2, dim=-1)
+        y = F.silu(gate) * up
     return x + rms_norm(_linear(y, w.down, down), w.post_norm, eps) if swin else add_linear(x, y, w.down, down)
 
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ from torch import Tensor
 from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.engine.engine import Engine
 from model.engine.sequence import SamplingParams
+from model.nets import fused
 from model.nets.attention import CausalAttention
 from model.nets.paged_attention import has_kernel
 from model.nets.transformer import Transformer
@@ -223,12 +225,17 @@ def text_engine(rig: Rig, slots: int, context: int, paged: bool | None = None, *
 
 
 def graphs(rig: Rig) -> Result:
-    """Steps of 1 and 16 rows of 2,048 positions with CUDA graphs and without."""
+    """Steps of 1 and 16 rows of 2,048 positions as served, without fused kernels, and without CUDA graphs either."""
     if rig.device == "cuda" and not kernel(rig):
         return {"kernel": False}
     rows, length = ((1, 2), 32) if rig.dry else ((1, 16), 2_048)
-    names = {True: "graphs", False: "plain"}
-    return {f"{n} {names[on]}": _decode(rig, n, length, paged=True, graphs=on) for n in rows for on in names}
+    found: Result = {"fused": rig.device == "cuda" and fused.works(torch.device("cuda"), torch.bfloat16)}
+    for n in rows:
+        found[f"{n} served"] = _decode(rig, n, length, paged=True, graphs=True)
+        with patch.object(fused, "works", return_value=False):
+            found[f"{n} unfused"] = _decode(rig, n, length, paged=True, graphs=True)
+            found[f"{n} plain"] = _decode(rig, n, length, paged=True, graphs=False)
+    return found
 
 
 def pages(rig: Rig) -> Result:
@@ -324,7 +331,7 @@ PARTS: dict[str, tuple[Callable[[Rig], Result], int]] = {  # and the limit in se
     "equality": (equality, 40),
     "decode": (decode, 120),
     "pages": (pages, 40),
-    "graphs": (graphs, 40),
+    "graphs": (graphs, 60),
     "generate": (against_generate, 90),
     "lora_pesft": (lambda rig: lora_pesft(rig.model, rig.device, dry=rig.dry), 90),
     "lora_perpo": (lambda rig: lora_perpo(rig.model, rig.device, dry=rig.dry), 90),

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.config import TransformerConfig
-from model.nets import graphs
+from model.nets import fused, graphs
 from model.nets.graphs import Graphs
 from model.nets.page_cache import PageCache
 from model.nets.transformer import Transformer
@@ -105,9 +105,11 @@ class Calls(TorchDispatchMode):
         return call(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("kernels", [False, True], ids=["plain", "fused"])
 @pytest.mark.parametrize("size", [4, 32])
-def test_fixed_pass_reads_nothing_back(size: int) -> None:
+def test_fixed_pass_reads_nothing_back(size: int, kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CUDA device that does not exist, where reading a number would fail: the whole forward, with the kernel."""
+    monkeypatch.setattr(fused, "works", lambda *_: kernels)
     transformer = Transformer(CONFIG)
     with FakeTensorMode(), torch.no_grad():
         for module in transformer.modules():
@@ -125,6 +127,9 @@ def test_fixed_pass_reads_nothing_back(size: int) -> None:
     assert calls.seen["torch_attn._varlen_attn.default"] == CONFIG.num_layers
     moves = [name for name in calls.seen if "local_scalar" in name or "nonzero" in name]
     assert not moves
+    if kernels:
+        besides = 3  # embedding, rotation, and the last norm
+        assert calls.seen.total() - besides <= 12 * CONFIG.num_layers, calls.seen
 
 
 class FakeGraph:

@@ -1,0 +1,91 @@
+"""Fused kernels: what they compute (in Triton's interpreter), and when they are not used."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.nets import fused
+
+ROOT = Path(__file__).parents[3]
+CUDA = torch.device("cuda")
+TRITON = os.environ.get("STUDIO_TEST_TRITON")  # a folder with the package
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    fused.works.cache_clear()
+    yield
+    fused.works.cache_clear()
+
+
+@pytest.mark.skipif(not (TRITON or find_spec("triton")), reason="Triton is not installed: make test-triton installs it")
+def test_kernels_compute_what_pytorch_does() -> None:
+    path = os.pathsep.join(filter(None, (str(ROOT), TRITON)))
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
+    command = [sys.executable, "-m", "tests.model.nets.interpreted"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_kernels_are_for_passes_without_gradients_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Somewhere:
+        def __init__(self, dtype: torch.dtype, *, is_cuda: bool = True) -> None:
+            self.dtype, self.is_cuda, self.device = dtype, is_cuda, CUDA
+
+    monkeypatch.setattr(fused, "works", lambda *_: True)
+    with torch.no_grad():
+        assert fused.serves(Somewhere(torch.bfloat16))  # type: ignore[arg-type]
+        assert not fused.serves(Somewhere(torch.float64))  # type: ignore[arg-type]
+        assert not fused.serves(Somewhere(torch.bfloat16, is_cuda=False))  # type: ignore[arg-type]
+    assert not fused.serves(Somewhere(torch.bfloat16))  # type: ignore[arg-type]
+
+
+def test_without_triton_nothing_is_tried_or_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(fused, "triton", None)
+    assert not fused.works(CUDA, torch.bfloat16)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("fails", ["compile", "differ"])
+def test_kernels_that_fail_or_differ_are_tried_once(
+    fails: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried = []
+
+    def agree(*given: object) -> bool:
+        tried.append(given)
+        if fails == "compile":
+            raise SyntaxError("ptxas: no such architecture")
+        return False
+
+    monkeypatch.setattr(fused, "triton", object())
+    monkeypatch.setattr(fused, "agree", agree)
+    with caplog.at_level(logging.WARNING):
+        assert not any(fused.works(CUDA, torch.bfloat16) for _ in range(3))
+    assert len(tried) == 1
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "no fused kernels" in line
+    assert ("ptxas" if fails == "compile" else "differ") in line
+
+
+def test_too_little_memory_to_try_says_nothing_about_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    def agree(*_: object) -> bool:
+        raise torch.OutOfMemoryError("2 GB")
+
+    monkeypatch.setattr(fused, "triton", object())
+    monkeypatch.setattr(fused, "agree", agree)
+    with pytest.raises(torch.OutOfMemoryError):
+        fused.works(CUDA, torch.bfloat16)
+    monkeypatch.setattr(fused, "agree", lambda *_: True)
+    assert fused.works(CUDA, torch.bfloat16)
