@@ -17,8 +17,6 @@ from copy import copy
 from dataclasses import replace
 from functools import partial
 
-import torch
-
 from model.engine.phases import Legal, Phase
 from model.engine.scheduler import Scheduler
 from model.engine.sequence import Chosen, Draws, Fork, Sequence, SequenceOutput, Status, sample_seed
@@ -42,7 +40,7 @@ class Candidates:
         judge = sequence.verifier.about(sequence.prompt, sequence.response)
         if judge is None or state.max_tokens - state.num_tokens <= count:  # the image would not be complete
             return
-        fork = Fork(judge, self._cache.export(sequence.slot, sequence.position), [sequence])
+        fork = Fork(judge, self._cache.hold(sequence.slot, sequence.position), [sequence])
         seed, warm = sample_seed(params.seed, sequence.index), replace(params, temperature=params.temperature or 1.0)
         for number in range(1, params.candidates):
             other = replace(
@@ -80,10 +78,20 @@ class Candidates:
             self.fork(sequence)
             return outputs
         elif sequence.state.legal is Legal.FORCED:
-            length = fork.prefix.shape[-2]
-            fork.rows[id(sequence)] = self._cache.export(sequence.slot, sequence.position, start=length)
+            start = fork.prefix.length
+            fork.rows[id(sequence)] = self._cache.export(sequence.slot, sequence.position, start=start)
             self._remove(sequence, Status.WAITING)
         return self._join(fork) if len(fork.rows) == len(fork.members) else []
+
+    def ended(self, sequence: Sequence, status: Status) -> None:
+        """A sequence has left its slot or the queue, perhaps for ever: then nothing is held for it."""
+        if status is Status.WAITING:
+            return
+        if sequence.kv is not None and sequence.kv.once:
+            self._cache.let_go(sequence.kv)
+        fork = sequence.fork
+        if fork is not None and (status is Status.ABORTED or sequence is fork.members[0]):
+            self._cache.let_go(fork.prefix)
 
     def _join(self, fork: Fork) -> list[SequenceOutput]:
         """Continue with the best candidate, the first of equal ones; returns the outputs of its codes."""
@@ -94,7 +102,7 @@ class Candidates:
         winner = fork.members[best]
         first.response[-count:], first.logprobs[-count:] = winner.response[-count:], winner.logprobs[-count:]
         first.last_token, first.fork = first.response[-1], None
-        first.kv = torch.cat([fork.prefix, fork.rows[id(winner)]], dim=-2)
+        first.kv = fork.prefix.followed_by(fork.rows[id(winner)])
         self._scheduler.add_first([first])
         chosen = Chosen(drawn, scores, best)
         first.passes = max(member.passes for member in fork.members)

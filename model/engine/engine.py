@@ -40,7 +40,7 @@ from model.nets.decode_step import DecodeStep
 from model.nets.graphs import Graphs
 from model.nets.page_cache import PageCache
 from model.nets.quantised import product
-from model.nets.slot_cache import SequenceCache, SlotCache
+from model.nets.slot_cache import Held, SequenceCache, SlotCache
 from model.nets.transformer import Transformer
 from model.paging import PAGE, graph_sizes
 from model.speculation import WINDOW
@@ -151,8 +151,9 @@ class Engine:
         """Queue `num_samples` samples of one prompt; they share its prefill.
 
         `resumed` are existing response tokens (a paused trace, or a given beginning), `num_draws` the random numbers
-        they consumed, `kv` their cached rows if available. Requests with the same `shared` (and the same tokens) share
-        one prefill; those with the same `group` leave two slots to others. `verifier` chooses among candidates.
+        they consumed, `kv` their rows, as `cache.export` copies them, if available. Requests with the same `shared`
+        (and the same tokens) share one prefill; those with the same `group` leave two slots to others. `verifier`
+        chooses among candidates.
 
         Raises:
             ValueError: the prompt leaves no room, an id lies outside the vocabulary, or candidates lack a verifier.
@@ -163,23 +164,14 @@ class Engine:
         for token in (*prompt_ids, *resumed):
             if not 0 <= token < size:
                 raise ValueError(f"token id {token} is outside the vocabulary of {size}")
+        create = partial(Sequence.create, rules=self.rules, context_len=self.context_len, num_draws=num_draws)
         sequences = [
-            Sequence.create(
-                request_id,
-                index,
-                list(prompt_ids),
-                params,
-                rules=self.rules,
-                context_len=self.context_len,
-                resumed=list(resumed),
-                num_draws=num_draws,
-            )
-            for index in range(num_samples)
+            create(request_id, index, list(prompt_ids), params, resumed=list(resumed)) for index in range(num_samples)
         ]
-        if shared is None and num_samples > 1:
-            shared = PrefixRows()
+        held = None if kv is None else Held(kv.shape[-2], kv)
+        shared = PrefixRows() if shared is None and num_samples > 1 else shared
         for sequence in sequences:
-            sequence.kv, sequence.shared, sequence.group, sequence.verifier = kv, shared, group, verifier
+            sequence.kv, sequence.shared, sequence.group, sequence.verifier = held, shared, group, verifier
             self.scheduler.add(sequence)
         return sequences
 
@@ -194,10 +186,6 @@ class Engine:
         """Run a pass of each fixed shape, so that no trace waits until it is captured. No sequence may be running."""
         for one in self.cache.fixed_passes():
             self._forward(0, *one)
-
-    def export_kv(self, sequence: Sequence) -> Tensor:
-        """Copy a running sequence's cached rows for `add_request(kv=...)`."""
-        return self.cache.export(sequence.slot, sequence.position)
 
     @torch.inference_mode()
     def forward(self, ids: Seq[int], attention: Attention) -> Tensor:
@@ -233,6 +221,8 @@ class Engine:
             self._fill(sequence)
             self._params = None
         if not self.scheduler.running:
+            if self.scheduler.lacks_room:  # for what is held, perhaps
+                self.cache.let_go()
             return []
         self.num_steps += 1
         stepped, guesses = self._with_room()
@@ -275,7 +265,7 @@ class Engine:
         return [Completion(s.response, s.logprobs, bytes(s.legal), reasons[s.request_id, s.index]) for s in sequences]
 
     def _has_room(self, new: list[Sequence]) -> bool:
-        return self.cache.has_room([s.position + 1 for s in new])
+        return self.cache.has_room([s.position + 1 - s.num_shared for s in new])
 
     def _is_prepared(self, sequence: Sequence) -> bool:
         """Running sequences wait for a part of a long prompt at a time."""
@@ -288,14 +278,14 @@ class Engine:
     def _fill(self, sequence: Sequence) -> None:
         """Compute the keys and values of all but the last token into the sequence's slot."""
         length, slot, shared = sequence.position, sequence.slot, sequence.shared
-        rows = shared.rows if sequence.kv is None and shared is not None else sequence.kv
-        if rows is not None and rows.shape[-2] == length:
-            self.cache.restore(slot, sequence.prefix, rows)
+        held = shared.rows if sequence.kv is None and shared is not None else sequence.kv
+        if held is not None and held.length == length and held.is_whole:
+            self.cache.restore(slot, sequence.prefix, held)
         else:
             self.num_prefills += length > 0
             self.cache.prefill(slot, sequence.prefix, self._run)
             if shared is not None and length and not self.cache.grows:  # pages share what is long by themselves
-                shared.rows = self.cache.export(slot, length)
+                shared.rows = self.cache.hold(slot, length)
         sequence.kv = sequence.shared = None
         self._candidates.fork(sequence)
 
@@ -310,6 +300,9 @@ class Engine:
             needs = sorted(zip(stepped, widths, strict=True), key=lambda need: need[0].admission)
             if all(self.cache.reserve(s.slot, s.position + width) for s, width in needs):
                 return stepped, guesses
+            if len(needs) == 1:  # what others hold leaves no room for a context
+                self.cache.let_go()
+                continue
             newest = needs[-1][0]
             self._remove(newest, Status.WAITING)
             self.scheduler.add_first([newest])
@@ -392,6 +385,7 @@ class Engine:
 
     def _remove(self, sequence: Sequence, status: Status) -> None:
         slot = sequence.slot
+        self._candidates.ended(sequence, status)
         moved = self.scheduler.remove(sequence, status)
         self._params = None
         if moved is not None:

@@ -8,13 +8,15 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from model.engine.phases import Legal, PhaseRules, PhaseState
 from model.seeds import mixed_seed
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from model.nets.slot_cache import Held
 
 DRAWS_PER_TOKEN = 3  # two rejection tries and the exact sample after them (see sampling.py)
 MAX_CANDIDATES = 8
@@ -118,7 +120,7 @@ class PrefixRows:
     __slots__ = ("rows",)
 
     def __init__(self) -> None:
-        self.rows: Tensor | None = None
+        self.rows: Held | None = None
 
 
 Judge = Callable[[Seq[Seq[int]]], Seq[float]]  # code tokens of each candidate -> scores, the higher the better
@@ -188,7 +190,7 @@ class Sequence:
     num_resumed: int = 0
     last_token: int = -1
     position: int = 0  # of last_token
-    kv: Any = None  # cached rows to start from, if available
+    kv: Held | None = None  # cached rows to start from, if available
     shared: PrefixRows | None = None  # with the other sequences of its group
     group: str | None = None
     verifier: Verifier | None = None  # chooses among candidates
@@ -256,6 +258,11 @@ class Sequence:
         self.position += 1
 
     @property
+    def num_shared(self) -> int:
+        """Positions for which it needs no room, since they lie in pages that are held."""
+        return self.kv.start if self.kv is not None and self.kv.pages else 0
+
+    @property
     def prefix(self) -> list[int]:
         """The tokens whose keys and values must be cached before the next step: all but the last."""
         return (self.prompt + self.response)[:-1]
@@ -266,6 +273,6 @@ class Fork:
     """One image with several candidates. `members[0]` is the sequence itself."""
 
     judge: Judge
-    prefix: Tensor  # cached rows before the image, [2, layers, J, T, K]
+    prefix: Held  # the cached rows before the image
     members: list[Sequence]
     rows: dict[int, Tensor] = field(default_factory=dict)  # by `id` of the complete members: those of the image

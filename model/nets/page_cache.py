@@ -20,7 +20,7 @@ from torch import Tensor
 
 from model.config import TransformerConfig
 from model.nets.paged_attention import PagedAttention
-from model.nets.slot_cache import Pass, Run
+from model.nets.slot_cache import Held, Pass, Run
 from model.paging import CHUNK, PAGE, pages_of
 
 
@@ -81,6 +81,9 @@ class PageCache:
         self._key_of: dict[int, bytes] = {}  # of the pages of known chunks
         self._idle: OrderedDict[bytes, list[int]] = OrderedDict()  # known chunks without users, the oldest first
         self._spoiled: set[int] = set()  # pages that may hold NaN
+        for pages in getattr(self, "_held", {}).values():
+            pages.clear()
+        self._held: dict[int, list[int]] = {}  # pages of everything that is held, by `id` of the list
 
     # ---- room
 
@@ -103,7 +106,10 @@ class PageCache:
     def free(self, slot: int) -> None:
         """Give back a slot's pages."""
         table, self._tables[slot] = self._tables[slot], []
-        for page in reversed(table):  # a chunk without those before it is of no use, so the last one goes first
+        self._give_back(table)
+
+    def _give_back(self, pages: Sequence[int]) -> None:
+        for page in reversed(pages):  # a chunk without those before it is of no use, so the last one goes first
             self._users[page] -= 1
             if self._users[page]:
                 continue
@@ -203,13 +209,38 @@ class PageCache:
         finally:
             self.free(slot)
 
-    def restore(self, slot: int, ids: Sequence[int], rows: Tensor) -> None:
+    def hold(self, slot: int, length: int) -> Held:
+        """See :class:`model.nets.slot_cache.SequenceCache`: full pages are shared, of the last one a part is copied."""
+        full = length // self.page
+        pages, start = self._tables[slot][:full], full * self.page
+        rows = self.export(slot, length, start=start)
+        for page in pages:
+            self._users[page] += 1
+        self._held[id(pages)] = pages
+        return Held(length, rows, start, pages)
+
+    def let_go(self, held: Held | None = None) -> None:
+        """See :class:`model.nets.slot_cache.SequenceCache`."""
+        for pages in list(self._held.values()) if held is None else [held.pages]:
+            if self._held.pop(id(pages), None) is not None:
+                self._give_back(pages)
+                pages.clear()
+
+    def restore(self, slot: int, ids: Sequence[int], held: Held) -> None:
         """See :class:`model.nets.slot_cache.SequenceCache`; known chunks are not written again."""
-        start = self._attach(slot, ids)
+        if held.pages:
+            self.free(slot)
+            for page in held.pages:
+                self._users[page] += 1
+            self._tables[slot], start = list(held.pages), held.start
+        else:
+            start = self._attach(slot, ids)
         self._take(slot, len(ids))
         where = self._where(slot, start, len(ids))
-        for cache, new in zip((self.keys, self.values), rows[:, :, :, start:], strict=True):
+        for cache, new in zip((self.keys, self.values), held.rows[:, :, :, start - held.start :], strict=True):
             cache.flatten(1, 2).index_copy_(1, where, new.transpose(1, 2).to(cache))
+        if held.once:
+            self.let_go(held)
 
     def export(self, slot: int, length: int, *, start: int = 0) -> Tensor:
         """See :class:`model.nets.slot_cache.SequenceCache`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,35 @@ from model.nets.window_attention import WindowAttention
 
 Run = Callable[[Tensor, Tensor, Attention], object]  # ids [T], positions [T], attention: one forward pass
 Pass = tuple[Tensor, Tensor, Attention]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The first `length` positions of a sequence, which stay as they are while it goes on.
+
+    Attributes:
+        length: their number.
+        rows: keys and values from `start` on, copied, [2, layers, J, length - start, K].
+        start: how many lie in `pages`.
+        pages: shared with other sequences until the cache lets go of them; then the list is empty.
+        once: they are given back when a sequence has started from them.
+    """
+
+    length: int
+    rows: Tensor
+    start: int = 0
+    pages: list[int] = field(default_factory=list)
+    once: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the cache has not let go of them."""
+        return self.start == 0 or bool(self.pages)
+
+    def followed_by(self, rows: Tensor) -> Held:
+        """The same positions and those of `rows`, to be used once."""
+        more = torch.cat([self.rows, rows], dim=-2)
+        return replace(self, length=self.start + more.shape[-2], rows=more, once=True)
 
 
 class SequenceCache(Protocol):
@@ -48,8 +78,16 @@ class SequenceCache(Protocol):
         """
         ...
 
-    def restore(self, slot: int, ids: Sequence[int], rows: Tensor) -> None:
-        """Write rows of these tokens as :meth:`export` returned them."""
+    def hold(self, slot: int, length: int) -> Held:
+        """Keep a slot's first positions for sequences that will start from them."""
+        ...
+
+    def restore(self, slot: int, ids: Sequence[int], held: Held) -> None:
+        """Start a sequence from what is held: the keys and values of these tokens."""
+        ...
+
+    def let_go(self, held: Held | None = None) -> None:
+        """Give back what is held, or everything that is."""
         ...
 
     def decode(self, ids: Sequence[int], positions: Sequence[int]) -> Pass:
@@ -125,10 +163,17 @@ class SlotCache(KVCache):
         """Nothing: a prefill is one pass."""
         return True
 
-    def restore(self, slot: int, ids: Sequence[int], rows: Tensor) -> None:
+    def hold(self, slot: int, length: int) -> Held:
+        """A copy."""
+        return Held(length, self.export(slot, length))
+
+    def restore(self, slot: int, ids: Sequence[int], held: Held) -> None:
         """See :class:`SequenceCache`."""
-        self.write_rows(slot, rows)
+        self.write_rows(slot, held.rows)
         self._decode.open(slot, len(ids))
+
+    def let_go(self, held: Held | None = None) -> None:
+        """Nothing: a copy ends with its last user."""
 
     def decode(self, ids: Sequence[int], positions: Sequence[int]) -> Pass:
         """See :class:`SequenceCache`."""

@@ -371,7 +371,7 @@ class Worker:
         engine = live.model.engine
         key = ""
         if sequence.status is Status.RUNNING:
-            key = self._stash.put(live.model, partial(engine.export_kv, sequence))
+            key = self._stash.put(live.model, partial(engine.cache.export, sequence.slot, sequence.position))
         state = ResumeState.of(live, sequence, narrator, key)
         engine.abort(live.request.request_id)
         narrator.end(Paused(narrator.paused_after or 0, state.to_bytes()))

@@ -14,6 +14,7 @@ from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.engine.analysis import token_logprobs
 from model.engine.engine import Engine
 from model.engine.sequence import Chosen, Completion, SamplingParams, SequenceOutput
+from model.nets.page_cache import PageCache
 from tests.model.engine.test_engine import a_prompt
 from tests.near_ties import assert_equal_up_to_near_tie
 
@@ -53,12 +54,21 @@ def run(engine: Engine) -> list[SequenceOutput]:
     return outputs
 
 
+def assert_nothing_is_held(engine: Engine) -> None:
+    if isinstance(engine.cache, PageCache):
+        assert not engine.cache._held
+        assert engine.cache.num_free == engine.cache.keys.shape[1]
+
+
 def choices(outputs: list[SequenceOutput]) -> list[Chosen]:
     return [output.chosen for output in outputs if output.chosen is not None]
 
 
 def complete(loaded: LoadedCheckpoint, prompt: list[int], params: SamplingParams, slots: int = 16) -> Completion:
-    return an_engine(loaded, slots).generate([prompt], params, verifier=LARGEST)[0]
+    engine = an_engine(loaded, slots)
+    (completion,) = engine.generate([prompt], params, verifier=LARGEST)
+    assert_nothing_is_held(engine)
+    return completion
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -128,6 +138,7 @@ def test_abort_at_any_time_frees_every_slot(drawing: LoadedCheckpoint) -> None:
             engine.step()
         assert engine.abort("a") == 1
         assert engine.scheduler.is_idle
+        assert_nothing_is_held(engine)
     assert engine.generate([prompt], PARAMS, verifier=LARGEST)[0].token_ids == reference.token_ids
 
 

@@ -203,7 +203,7 @@ def test_stopped_in_an_image_continues_identically(drawing: LoadedCheckpoint, wi
     while sequence.state.codes_done < 20:
         engine.step()
     assert sequence.state.legal is Legal.CODE
-    kv = engine.export_kv(sequence) if with_kv else None
+    kv = engine.cache.export(sequence.slot, sequence.position) if with_kv else None
     engine.abort("a")
     (resumed,) = engine.add_request(
         request.prompt,

@@ -173,7 +173,7 @@ def test_resumed_sequence_continues_identically(loaded: LoadedCheckpoint) -> Non
         (sequence,) = engine.add_request(prompt, params, request_id="a")
         for _ in range(25):
             engine.step()
-        kv = engine.export_kv(sequence) if with_kv else None
+        kv = engine.cache.export(sequence.slot, sequence.position) if with_kv else None
         engine.abort("a")
         tokens, draws = list(sequence.response), sequence.draws.count
         engine.add_request(a_prompt(loaded, 70), params, request_id="other")

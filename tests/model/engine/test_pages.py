@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from model.checkpoint.checkpoint import LoadedCheckpoint
+from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.engine.engine import Engine
-from model.engine.sequence import SamplingParams, Status
+from model.engine.sequence import Judge, SamplingParams, Status
 from model.nets.page_cache import PageCache
 from model.paging import CHUNK
 from tests.near_ties import assert_equal_up_to_near_tie
 
 PAGE, CONTEXT = 16, 512
+
+
+class SumOfCodes:
+    """A verifier that prefers large codes."""
+
+    def about(self, prompt: Sequence[int], response: Sequence[int]) -> Judge:
+        return lambda drawn: [float(sum(codes)) for codes in drawn]
 
 
 def a_prompt(loaded: LoadedCheckpoint, seed: int, length: int) -> list[int]:
@@ -174,3 +183,54 @@ def test_nan_of_a_longer_sequence_spares_a_shorter_one(loaded: LoadedCheckpoint)
     bad = [loaded.vocab.bos_id, poison, *a_prompt(loaded, 2, 40)[1:]]
     completions = engine.generate([bad, good], SamplingParams(max_new_tokens=5))
     assert [one.finish_reason == "error" for one in completions] == [True, False]
+
+
+def test_candidates_share_the_pages_before_their_image(drawing_checkpoint: Path) -> None:
+    loaded = load_checkpoint(drawing_checkpoint)
+    prompt, count = a_prompt(loaded, 1, 200), loaded.vocab.codes_per_image
+    params = SamplingParams(temperature=1.0, seed=3, max_new_tokens=count + 40, max_images=1, candidates=6)
+    needed = -(-(201 + count) // PAGE) + 5 * (2 + count // PAGE)
+    engine = engine_with(loaded, needed + 1, context_len=(needed + 1) * PAGE)
+    assert needed < 3 * (201 // PAGE), "three copies of the prompt would not fit"
+    (sequence,) = engine.add_request(
+        prompt, params, request_id="a", resumed=[loaded.vocab.boi_id], verifier=SumOfCodes()
+    )
+    most = 0
+    while not engine.scheduler.is_idle:
+        engine.step()
+        most = max(most, engine.num_running)
+    assert most >= 4
+    assert sequence.state.images_done == 1
+    assert isinstance(engine.cache, PageCache)
+    assert engine.cache.num_free == needed + 1
+
+
+def test_forks_on_few_pages_lose_no_token(drawing_checkpoint: Path) -> None:
+    loaded = load_checkpoint(drawing_checkpoint)
+    prompts = [a_prompt(loaded, seed, 40 + 25 * seed) for seed in range(6)]
+    params = [
+        SamplingParams(temperature=1.0, seed=seed, max_new_tokens=110, max_images=2, candidates=3) for seed in range(6)
+    ]
+    tight = engine_with(loaded, CONTEXT // PAGE, context_len=CONTEXT, admissions_per_step=6)
+    together = tight.generate(prompts, params, verifier=SumOfCodes())
+    for prompt, one, answer in zip(prompts, params, together, strict=True):
+        (alone,) = engine_with(loaded, 200).generate([prompt], one, verifier=SumOfCodes())
+        assert_equal_up_to_near_tie(loaded, prompt, replace(one, candidates=1), alone, answer)
+    assert isinstance(tight.cache, PageCache)
+    assert tight.cache.num_free == CONTEXT // PAGE
+
+
+@pytest.mark.parametrize("length", [400, 200], ids=["to start", "to grow"])
+def test_held_pages_are_let_go_where_the_only_sequence_lacks_room(loaded: LoadedCheckpoint, length: int) -> None:
+    engine = engine_with(loaded, CONTEXT // PAGE)
+    engine.add_request(a_prompt(loaded, 9, 300), SamplingParams(), request_id="holds")
+    engine.step()
+    held = engine.cache.hold(0, 288)
+    engine.abort("holds")
+    prompt, params = a_prompt(loaded, 1, length), SamplingParams(temperature=1.0, seed=1, max_new_tokens=90)
+    (answer,) = engine.generate([prompt], params)
+    (alone,) = engine_with(loaded, 200).generate([prompt], params)
+    assert_equal_up_to_near_tie(loaded, prompt, params, alone, answer)
+    assert not held.is_whole
+    assert isinstance(engine.cache, PageCache)
+    assert engine.cache.num_free == CONTEXT // PAGE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from model.config import TransformerConfig
 from model.nets.attention import Attention
 from model.nets.page_cache import PageCache
 from model.nets.paged_attention import PagedAttention, has_kernel
+from model.nets.slot_cache import Held
 from model.paging import CHUNK
 
 PAGE = 4
@@ -64,11 +65,10 @@ def assert_holds(cache: PageCache, slot: int, ids: list[int]) -> None:
 
 def assert_counts(cache: PageCache) -> None:
     """Each page is free, of a known chunk, or of as many sequences as its count says."""
-    used = Counter(page for table in cache._tables for page in table)
+    used = Counter(page for pages in (*cache._tables, *cache._held.values()) for page in pages)
     known = {page for pages in cache._known.values() for page in pages}
     assert [used[page] for page in range(len(cache._users))] == cache._users
     assert sorted([*cache._free, *(used.keys() | known)]) == list(range(len(cache._users)))
-    assert all(used[page] < 2 or page in known or page in cache._spoiled for page in used)
     assert {key for key, pages in cache._known.items() if not any(used[p] for p in pages)} == set(cache._idle)
 
 
@@ -76,6 +76,7 @@ def assert_counts(cache: PageCache) -> None:
 def test_random_use_loses_and_mixes_no_page(seed: int) -> None:
     rng = random.Random(seed)
     cache, texts = new(), dict[int, list[int]]()  # of the slots 0 ... n-1
+    held = list[tuple[list[int], Held]]()
     heads = [[rng.randrange(32) for _ in range(20)] for _ in range(2)]
     for _ in range(200):
         action = rng.random()
@@ -88,9 +89,22 @@ def test_random_use_loses_and_mixes_no_page(seed: int) -> None:
                 else:
                     rows = torch.stack([row_of(token, position) for position, token in enumerate(ids)]).transpose(0, 1)
                     keys = torch.stack([rows, rows + 1])
-                    cache.restore(slot, ids, torch.stack([keys, -keys]))
+                    cache.restore(slot, ids, Held(len(ids), torch.stack([keys, -keys])))
                 texts[slot] = ids
-        elif action < 0.7 and texts:
+        elif action < 0.5 and texts:  # another sequence starts from what one has so far
+            slot = rng.choice(list(texts))
+            length = rng.randrange(len(texts[slot]) + 1)
+            held.append((texts[slot][:length], cache.hold(slot, length)))
+        elif action < 0.6 and held:
+            ids, one = held.pop(rng.randrange(len(held)))
+            used_once = rng.random() < 0.5
+            if len(texts) < cache.num_slots and one.is_whole and cache.has_room([len(ids) - one.start]):
+                cache.restore(len(texts), ids, replace(one, once=used_once))
+                texts[len(texts)] = ids
+            cache.let_go(one)
+        elif action < 0.62:
+            cache.let_go()
+        elif action < 0.75 and texts:
             slot = rng.choice(list(texts))
             length = len(texts[slot]) + rng.randrange(1, 9)
             if cache.reserve(slot, length):
@@ -108,6 +122,40 @@ def test_random_use_loses_and_mixes_no_page(seed: int) -> None:
             assert_holds(cache, slot, ids)
     for slot in texts:
         cache.free(slot)
+    cache.let_go()
+    assert cache.num_free == 24
+
+
+def test_held_rows_outlive_their_sequence_and_are_given_back_once() -> None:
+    cache, ids = new(), list(range(11))
+    cache.prefill(0, ids, Prefill())
+    held = cache.hold(0, 10)
+    assert (held.length, held.start, held.rows.shape[-2], cache.num_free) == (10, 8, 2, 24 - 3)
+    cache.free(0)
+    assert cache.num_free == 24 - 2, "what is not held is free"
+    rest = Prefill()
+    cache.prefill(0, [30, 31], rest)
+    for slot, tail in ((1, 20), (2, 21)):
+        rows = torch.stack([row_of(tail, 10)]).transpose(0, 1)
+        keys = torch.stack([rows, rows + 1])
+        more = held.followed_by(torch.stack([keys, -keys]))
+        cache.restore(slot, [*ids[:10], tail], more if slot == 2 else replace(more, once=False))
+    for slot, tail in ((1, 20), (2, 21)):
+        assert_holds(cache, slot, [*ids[:10], tail])
+    assert not held.is_whole, "the second use was the last"
+    cache.let_go(held)
+    for slot in range(3):
+        cache.free(slot)
+    assert cache.num_free == 24
+
+
+def test_reset_ends_what_is_held() -> None:
+    cache = new()
+    cache.prefill(0, list(range(9)), Prefill())
+    held = cache.hold(0, 9)
+    cache.reset()
+    assert not held.is_whole
+    cache.let_go(held)
     assert cache.num_free == 24
 
 
