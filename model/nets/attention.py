@@ -256,10 +256,9 @@ class PackedAttention:
         """q [T, H, K], k and v [T, J, K] -> [T, H * K]."""
         layout, heads, kv_heads = self.layout, q.shape[-2], k.shape[-2]
         rows = _Pad.apply(torch.cat([q, k, v.to(q.dtype)], dim=-2), layout)
-        outs, start = [], 0
-        for bucket in layout.buckets:
-            stop = start + bucket.num_docs * bucket.length
-            part = rows[start:stop].unflatten(0, (bucket.num_docs, bucket.length))
-            outs.append(causal_sdpa(*part.split([heads, kv_heads, kv_heads], dim=-2)).flatten(2).flatten(0, 1))
-            start = stop
+        outs = []
+        parts = rows.split([bucket.num_docs * bucket.length for bucket in layout.buckets])  # whose gradients are joined
+        for bucket, part in zip(layout.buckets, parts, strict=True):
+            docs = part.unflatten(0, (bucket.num_docs, bucket.length))
+            outs.append(causal_sdpa(*docs.split([heads, kv_heads, kv_heads], dim=-2)).flatten(2).flatten(0, 1))
         return _Unpad.apply(torch.cat(outs), layout)
