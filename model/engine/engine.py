@@ -270,7 +270,7 @@ class Engine:
     def _is_prepared(self, sequence: Sequence) -> bool:
         """Running sequences wait for a part of a long prompt at a time."""
         try:
-            waits = self.scheduler.running and sequence.kv is None
+            waits = self.scheduler.running and (sequence.kv is None or not sequence.kv.is_whole)
             return not waits or self.cache.prepare(sequence.prefix, self._run)
         except RuntimeError:  # its prefill fails the same way, and then it is this sequence's failure
             return True
@@ -302,6 +302,8 @@ class Engine:
                 return stepped, guesses
             if len(needs) == 1:  # what others hold leaves no room for a context
                 self.cache.let_go()
+                if not self.cache.reserve(stepped[0].slot, stepped[0].position + widths[0]):
+                    raise RuntimeError("no free pages for the only sequence that runs")
                 continue
             newest = needs[-1][0]
             self._remove(newest, Status.WAITING)

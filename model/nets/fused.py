@@ -1,7 +1,8 @@
 """Small operations of a layer as one GPU kernel each, in Triton: ten launches a layer in a decode step instead of 16.
 
-Without gradients, on CUDA, where Triton is installed and its kernels agree with PyTorch's operations (they are tried
-once for each device and precision). They compute in fp32 and round once, at the end.
+For passes that become CUDA graphs (:mod:`model.nets.graphs`): a graph saves the host's time for a call, which is longer
+for these than for PyTorch's operations. They need CUDA, Triton, and results that agree with those operations (tried
+once for each device and precision); they compute in fp32 and round once, at the end.
 
 Legend: T tokens, D width, H heads, K head dim, J key/value heads, I width of the MLP.
 """
@@ -9,6 +10,9 @@ Legend: T tokens, D width, H heads, K head dim, J key/value heads, I width of th
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -25,13 +29,26 @@ except ImportError:  # torch's builds for CPUs come without it
 log = logging.getLogger("omni_r1.engine")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 TOLERANCE = {torch.bfloat16: 0.03, torch.float16: 0.004, torch.float32: 1e-4}  # of numbers of about 1
-HEAD_DIMS = (64, 80, 128)  # with which they are tried
+SHAPES = ((64, 1_500), (80, 4_096), (128, 11_008))  # head dims and widths with which they are tried
 BLOCK = 1_024  # numbers that a program copies or multiplies at a time
 
 
+_thread = threading.local()
+
+
+@contextmanager
+def kernels(on: bool) -> Iterator[None]:
+    """Whether this thread's passes use the kernels, where they work."""
+    before, _thread.on = getattr(_thread, "on", False), on
+    try:
+        yield
+    finally:
+        _thread.on = before
+
+
 def serves(x: Tensor) -> bool:
-    """Whether the kernels may be used on this tensor's device, in its precision, now."""
-    if not x.is_cuda or x.dtype not in DTYPES or torch.is_grad_enabled():
+    """Whether an operation on this tensor uses a kernel."""
+    if not getattr(_thread, "on", False) or x.dtype not in DTYPES or torch.is_grad_enabled():
         return False
     return works(x.device, x.dtype)
 
@@ -43,10 +60,10 @@ def works(device: torch.device, dtype: torch.dtype) -> bool:
     Raises:
         torch.OutOfMemoryError: there is too little memory to try.
     """
-    if triton is None:
+    if triton is None or device.type != "cuda":
         return False
     try:
-        if all(agree(device, dtype, head_dim) for head_dim in HEAD_DIMS):
+        if all(agree(device, dtype, head_dim, inner=width) for head_dim, width in SHAPES):
             return True
         reason = "they differ from PyTorch's operations"
     except torch.OutOfMemoryError:
@@ -96,7 +113,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x [..., D] over its root mean square, times weight [D]."""
     width = x.shape[-1]
     rows, out = x.contiguous().view(-1, width), torch.empty(x.shape, device=x.device, dtype=x.dtype)
-    _rms_norm[(len(rows),)](rows, weight, out, width, eps, BLOCK=triton.next_power_of_2(width))
+    with torch.cuda.device_of(x):
+        _rms_norm[(len(rows),)](rows, weight, out, width, eps, BLOCK=triton.next_power_of_2(width))
     return out
 
 
@@ -121,20 +139,10 @@ def norm_rotate(qk: Tensor, weight: Tensor, bias: Tensor, rotation: Tensor, eps:
     angles = torch.view_as_real(rotation).contiguous()
     if rows.stride()[1:] != (dim, 1):
         rows = rows.contiguous()
-    block = triton.next_power_of_2(dim // 2)
-    grid = (len(rows) * heads,)
-    _norm_rotate[grid](
-        rows,
-        weight.contiguous(),
-        bias.contiguous(),
-        angles,
-        out,
-        rows.stride(0),
-        heads,
-        eps,
-        HALF=dim // 2,
-        BLOCK=block,
-    )
+    grid, stride = (len(rows) * heads,), rows.stride(0)
+    shape = {"HALF": dim // 2, "BLOCK": triton.next_power_of_2(dim // 2)}
+    with torch.cuda.device_of(qk):
+        _norm_rotate[grid](rows, weight.contiguous(), bias.contiguous(), angles, out, stride, heads, eps, **shape)
     return out
 
 
@@ -148,7 +156,8 @@ def silu_product(gate_up: Tensor) -> Tensor:
     """SiLU(gate) * up: [..., 2 * I], the gate first -> [..., I]."""
     inner = gate_up.shape[-1] // 2
     rows, out = gate_up.contiguous().view(-1, 2 * inner), gate_up.new_empty(*gate_up.shape[:-1], inner)
-    _silu_product[(len(rows), triton.cdiv(inner, BLOCK))](rows, out, inner, BLOCK=BLOCK)
+    with torch.cuda.device_of(gate_up):
+        _silu_product[(len(rows), triton.cdiv(inner, BLOCK))](rows, out, inner, BLOCK=BLOCK)
     return out
 
 
@@ -162,9 +171,9 @@ def write_rows(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, target: Tenso
     """Copy the T rows of k and v [T, J, K] to the places `target` [T] of keys and values [places, J, K]."""
     width = k.shape[1] * k.shape[2]
     k, v = (x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous() for x in (k, v))
-    _write_rows[(len(k), triton.cdiv(width, BLOCK))](
-        k, v, keys, values, target, k.stride(0), v.stride(0), width, BLOCK=BLOCK
-    )
+    grid, strides = (len(k), triton.cdiv(width, BLOCK)), (k.stride(0), v.stride(0))
+    with torch.cuda.device_of(k):
+        _write_rows[grid](k, v, keys, values, target, *strides, width, BLOCK=BLOCK)
 
 
 @write_rows.register_fake

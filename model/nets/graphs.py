@@ -13,8 +13,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from model.nets import fused
 from model.nets.attention import Attention
 from model.nets.paged_attention import TOLERANCE, PagedAttention
+
+FAR = 0.2  # a wrong kernel's hidden states differ by more, rounding over many layers by less
 
 log = logging.getLogger("omni_r1.engine")
 
@@ -26,7 +29,7 @@ class Graphs:
         """`run`: ids [T], positions [T], attention -> hidden states [T, D]."""
         self._run = run
         self._captured: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}  # by T, with the hidden states
-        self._works = device.type == "cuda"
+        self._works = self._fuses = device.type == "cuda"
 
     @torch.inference_mode()
     def __call__(self, ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
@@ -41,23 +44,42 @@ class Graphs:
         return hidden
 
     def _capture(self, ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
-        """Run a pass plainly and capture it."""
+        """Run a pass plainly and capture it, with fused kernels if they work."""
         plain = self._run(ids, positions, attention)
+        if self._fuses and fused.works(plain.device, plain.dtype):
+            self._fuses = self._try(ids, positions, attention, plain, fuse=True)
+            if self._fuses:
+                return plain
+        self._works = self._try(ids, positions, attention, plain, fuse=False)
+        if not self._works:
+            self._captured.clear()
+        return plain
+
+    def _try(self, ids: Tensor, positions: Tensor, attention: Attention, plain: Tensor, *, fuse: bool) -> bool:
+        """Whether a graph of the pass computes the same hidden states; then it is kept."""
         graph = torch.cuda.CUDAGraph()
         pool = next((graph.pool() for graph, _ in self._captured.values()), None)  # graphs never run at the same time
         try:
-            # Other threads decode images and load checkpoints meanwhile.
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                hidden = self._run(ids, positions, attention)
+            with fused.kernels(fuse):
+                expected = self._run(ids, positions, attention) if fuse else plain  # compiles what is captured
+                # Other threads decode images and load checkpoints meanwhile.
+                with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                    hidden = self._run(ids, positions, attention)
             graph.replay()
-            if not torch.allclose(hidden, plain, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
+            if not torch.allclose(hidden, expected, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
                 raise RuntimeError("a graph's hidden states are not those of the pass")
+            if fuse and _distance(expected, plain) > FAR:
+                raise RuntimeError("fused kernels compute something else")
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:
-            log.warning("no CUDA graphs, so steps take longer: %s", error)
-            self._works = False
-            self._captured.clear()
-        else:
-            self._captured[len(ids)] = graph, hidden
-        return plain
+        except Exception as error:  # a compiler's errors are of many types
+            log.warning("no %s, so steps take longer: %s", "fused kernels" if fuse else "CUDA graphs", error)
+            return False
+        self._captured[len(ids)] = graph, hidden
+        return True
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    """The difference's norm over the other's; NaN counts as 0."""
+    one, other = one.float().nan_to_num(), other.float().nan_to_num()
+    return float((one - other).norm() / other.norm().clamp(min=1e-9))

@@ -156,7 +156,6 @@ class PageCache:
         """Know a slot's whole chunks from now on."""
         for first, key in self._keys(ids):
             if key in self._idle:  # without a chunk before it, it had to be computed again
-                self._free += self._idle.pop(key)
                 self._forget(key)
             if key not in self._known:
                 self._known[key] = self._tables[slot][first : first + CHUNK]
@@ -173,14 +172,15 @@ class PageCache:
         """Free the pages of the chunk that has been without users longest; False if there is none."""
         if not self._idle:
             return False
-        key, pages = self._idle.popitem(last=False)
-        self._forget(key)
-        self._free += pages
+        self._forget(next(iter(self._idle)))
         return True
 
     def _forget(self, key: bytes) -> None:
+        self._idle.pop(key, None)
         for page in self._known.pop(key):
             del self._key_of[page]
+            if not self._users[page]:
+                self._free.append(page)
 
     # ---- rows
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -53,11 +54,18 @@ def rehearsal(
 
 def last_mix(lineage: Mapping[str, Any]) -> Mapping[str, float]:
     """Shares of the kinds in a checkpoint's last drills; `VERIFYING` if its lineage does not say."""
-    drills = lineage.get("drills")
-    shares = drills.get("shares") if isinstance(drills, dict) else None
-    if isinstance(shares, dict) and shares and shares.keys() <= {*KINDS, *BARE_KINDS}:
-        return shares
+    earlier = lineage.get("before")
+    for stage in (lineage, *(earlier if isinstance(earlier, list) else [])):
+        drills = stage.get("drills") if isinstance(stage, dict) else None
+        shares = drills.get("shares") if isinstance(drills, dict) else None
+        if isinstance(shares, dict) and shares.keys() <= {*KINDS, *BARE_KINDS} and _are_weights(shares.values()):
+            return shares
     return VERIFYING
+
+
+def _are_weights(values: Collection[Any]) -> bool:
+    numbers = [value for value in values if isinstance(value, (int, float)) and 0.0 <= value < math.inf]
+    return len(numbers) == len(values) and sum(numbers) > 0.0
 
 
 def drill_images(drill: Drill) -> list[Image.Image]:

@@ -203,7 +203,8 @@ def _draw_drill(rng: Random, *, bare: bool = False, views: Mapping[str, float] =
         if image.tobytes() != newest.tobytes():
             more.append((following.text, image))
             newest, last = image, following.action.name
-    earlier = images[-2] if len(images) > 1 and rng.random() < 0.5 else None
+    several = len(given.before or ()) > 1  # then only the image before says which is the newest
+    earlier = images[-2] if len(images) > 1 and (rng.random() < 0.5 or several) else None
     words = [
         stated(rng, text) if bare else worded(rng, text, view) for text in (given.text, *(text for text, _ in more))
     ]

@@ -92,12 +92,18 @@ def kept(
     chosen: list[int] = []
     for every in kinds.values():
         read = sum(answers[index] >= math.log(min_likelihood) for index in every)
-        drawn = _standard([confidence(chains[index]) for index in every])
+        drawn = _standard(_finite([confidence(chains[index]) for index in every]))
         found = _standard([max(LEAST, answers[index]) for index in every])
         score = {index: a + b for index, a, b in zip(every, drawn, found, strict=True)}
         surest = sorted(every, key=lambda index: score[index], reverse=True)
         chosen += surest[: min(read, max(1, round(keep_share * len(every))))]
     return sorted(chosen)
+
+
+def _finite(values: Sequence[float]) -> list[float]:
+    """A chain without images is as unsure as the least sure one with some."""
+    least = min((value for value in values if value != -math.inf), default=0.0)
+    return [max(least, value) for value in values]
 
 
 def _standard(values: Sequence[float]) -> list[float]:

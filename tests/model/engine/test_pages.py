@@ -234,3 +234,32 @@ def test_held_pages_are_let_go_where_the_only_sequence_lacks_room(loaded: Loaded
     assert not held.is_whole
     assert isinstance(engine.cache, PageCache)
     assert engine.cache.num_free == CONTEXT // PAGE
+
+
+def test_lost_page_is_an_error(loaded: LoadedCheckpoint) -> None:
+    """Not an endless step: a fault in the counts must reach whoever runs the engine."""
+    engine = engine_with(loaded, CONTEXT // PAGE)
+    engine.add_request(a_prompt(loaded, 1, 400), SamplingParams(temperature=1.0), request_id="a")
+    assert isinstance(engine.cache, PageCache)
+    engine.step()
+    engine.cache._free.clear()
+    with pytest.raises(RuntimeError, match="no free pages"):
+        [engine.step() for _ in range(2 * PAGE)]
+
+
+def test_sequence_whose_rows_were_let_go_is_prepared_in_parts(drawing_checkpoint: Path) -> None:
+    loaded = load_checkpoint(drawing_checkpoint)
+    engine = engine_with(loaded, 200, admissions_per_step=1)
+    engine.add_request(a_prompt(loaded, 2, 20), SamplingParams(max_new_tokens=200, max_images=0), request_id="other")
+    params = SamplingParams(temperature=1.0, max_new_tokens=80, candidates=2)
+    begun = [loaded.vocab.boi_id]
+    engine.add_request(a_prompt(loaded, 1, 400), params, request_id="a", resumed=begun, verifier=SumOfCodes())
+    while not any(sequence.fork for sequence in engine.scheduler.running):
+        engine.step()
+    engine.cache.let_go()
+    engine.cache.forget()
+    steps = 0
+    while engine.num_waiting:
+        engine.step()
+        steps += 1
+    assert steps >= 400 // (CHUNK * PAGE) - 1

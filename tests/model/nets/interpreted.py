@@ -65,7 +65,7 @@ def forward_is_the_same(patch: pytest.MonkeyPatch) -> None:
     plain, used = states(), set[str]()
     for name in ("rms_norm", "norm_rotate", "silu_product", "write_rows"):
         patch.setattr(fused, name, _noted(getattr(fused, name), used))
-    patch.setattr(fused, "serves", lambda x: True)
+    patch.setattr(fused, "serves", lambda _: True)
     for one, other in zip(plain, states(), strict=True):
         assert torch.allclose(one, other, atol=1e-5), (one - other).abs().max()
     assert len(used) == 4, used

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -36,17 +37,22 @@ def test_kernels_compute_what_pytorch_does() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_kernels_are_for_passes_without_gradients_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Somewhere:
-        def __init__(self, dtype: torch.dtype, *, is_cuda: bool = True) -> None:
-            self.dtype, self.is_cuda, self.device = dtype, is_cuda, CUDA
-
+def test_kernels_are_for_passes_that_ask_for_them_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "works", lambda *_: True)
+    x, exact = torch.zeros(1, dtype=torch.bfloat16), torch.zeros(1, dtype=torch.float64)
     with torch.no_grad():
-        assert fused.serves(Somewhere(torch.bfloat16))  # type: ignore[arg-type]
-        assert not fused.serves(Somewhere(torch.float64))  # type: ignore[arg-type]
-        assert not fused.serves(Somewhere(torch.bfloat16, is_cuda=False))  # type: ignore[arg-type]
-    assert not fused.serves(Somewhere(torch.bfloat16))  # type: ignore[arg-type]
+        assert not fused.serves(x)
+        with fused.kernels(True):
+            assert fused.serves(x)
+            assert not fused.serves(exact)
+            with ThreadPoolExecutor() as other:
+                assert not other.submit(lambda: fused.serves(x)).result(), "another thread's passes are its own"
+            with fused.kernels(False):
+                assert not fused.serves(x)
+            assert fused.serves(x)
+        assert not fused.serves(x)
+    with fused.kernels(True):
+        assert not fused.serves(x)
 
 
 def test_without_triton_nothing_is_tried_or_said(

@@ -18,7 +18,7 @@ from model.config import TransformerConfig
 from model.nets import fused, graphs
 from model.nets.graphs import Graphs
 from model.nets.page_cache import PageCache
-from model.nets.transformer import Transformer
+from model.nets.transformer import Transformer, rotate
 from model.paging import GRAPH_SIZES, graph_sizes
 
 CONFIG = TransformerConfig(
@@ -109,7 +109,7 @@ class Calls(TorchDispatchMode):
 @pytest.mark.parametrize("size", [4, 32])
 def test_fixed_pass_reads_nothing_back(size: int, kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CUDA device that does not exist, where reading a number would fail: the whole forward, with the kernel."""
-    monkeypatch.setattr(fused, "works", lambda *_: kernels)
+    monkeypatch.setattr(fused, "works", lambda *_: True)
     transformer = Transformer(CONFIG)
     with FakeTensorMode(), torch.no_grad():
         for module in transformer.modules():
@@ -121,7 +121,7 @@ def test_fixed_pass_reads_nothing_back(size: int, kernels: bool, monkeypatch: py
         cache = cache_of((size,), device="cuda", dtype=torch.bfloat16)
         cache.reserve(0, 40)
         ids, positions, attention = cache.windows([1, 2, 3], [30], [3])
-        with Calls() as calls:
+        with Calls() as calls, fused.kernels(kernels):
             hidden = transformer(ids, positions, attention, weights=weights)
     assert (hidden.shape, hidden.device.type, hidden.dtype) == ((size, 256), "cuda", torch.bfloat16)
     assert calls.seen["torch_attn._varlen_attn.default"] == CONFIG.num_layers
@@ -129,7 +129,7 @@ def test_fixed_pass_reads_nothing_back(size: int, kernels: bool, monkeypatch: py
     assert not moves
     if kernels:
         besides = 3  # embedding, rotation, and the last norm
-        assert calls.seen.total() - besides <= 12 * CONFIG.num_layers, calls.seen
+        assert calls.seen.total() - besides == 10 * CONFIG.num_layers, calls.seen
 
 
 class FakeGraph:
@@ -217,3 +217,58 @@ def test_graph_that_errs_is_not_used(
                 assert torch.allclose(run(*one), transformer(*one), atol=1e-5)
     assert len(fake_cuda["made"]) == 1
     assert [record.message.split(":")[0] for record in caplog.records] == ["no CUDA graphs, so steps take longer"]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("spoil", ["", "raise", "differ"])
+def test_fused_kernels_are_used_in_graphs_alone_and_if_they_agree(
+    transformer: Transformer,
+    fake_cuda: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    spoil: str,
+) -> None:
+    """With a kernel that gives PyTorch's norm, fails to compile, or gives another one."""
+    used = []
+
+    def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        used.append(fake_cuda.get("capturing") is not None)
+        if spoil == "raise":
+            raise SyntaxError("ptxas: no such architecture")
+        return nn.functional.rms_norm(x, weight.shape, weight, eps) * (1.5 if spoil == "differ" else 1.0)
+
+    monkeypatch.setattr(fused, "works", lambda *_: True)
+    monkeypatch.setattr(fused, "serves", lambda _: getattr(fused._thread, "on", False))
+    monkeypatch.setattr(fused, "rms_norm", norm)
+    for name, plain in (("norm_rotate", _plain_norm_rotate), ("silu_product", _plain_silu_product)):
+        monkeypatch.setattr(fused, name, plain)
+    monkeypatch.setattr(fused, "write_rows", _plain_write_rows)
+    cache = cache_of((4, 16))
+    run = Graphs(counted(transformer, fake_cuda), torch.device("cuda"))
+    with caplog.at_level(logging.WARNING, graphs.log.name):
+        for _ in range(3):
+            for one in cache.fixed_passes():
+                assert torch.allclose(run(*one), transformer(*one), atol=1e-4)
+    said = [record.message.split(":")[0] for record in caplog.records]
+    assert said == ([] if not spoil else ["no fused kernels, so steps take longer"])
+    assert used
+    assert set(run._captured) == {4, 16}, "graphs stay"
+    number = len(used)
+    cache.reserve(0, 60)
+    transformer(*cache._attention.begin([1, 2], cache._tables[:1], [50], [2]), cache._attention)
+    assert len(used) == number, "other passes use none"
+
+
+def _plain_norm_rotate(qk: Tensor, weight: Tensor, bias: Tensor, rotation: Tensor, eps: float) -> Tensor:
+    unit = nn.functional.layer_norm(qk, qk.shape[-1:], None, None, eps)
+    return rotate(torch.addcmul(bias, unit, weight), rotation).to(qk.dtype)
+
+
+def _plain_silu_product(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return nn.functional.silu(gate) * up
+
+
+def _plain_write_rows(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, target: Tensor) -> None:
+    keys.index_copy_(0, target, k)
+    values.index_copy_(0, target, v)

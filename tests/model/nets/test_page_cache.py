@@ -70,6 +70,7 @@ def assert_counts(cache: PageCache) -> None:
     assert [used[page] for page in range(len(cache._users))] == cache._users
     assert sorted([*cache._free, *(used.keys() | known)]) == list(range(len(cache._users)))
     assert {key for key, pages in cache._known.items() if not any(used[p] for p in pages)} == set(cache._idle)
+    assert not (known | set(used)) & set(cache._free)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -104,6 +105,8 @@ def test_random_use_loses_and_mixes_no_page(seed: int) -> None:
             cache.let_go(one)
         elif action < 0.62:
             cache.let_go()
+        elif action < 0.64:
+            cache.forget()
         elif action < 0.75 and texts:
             slot = rng.choice(list(texts))
             length = len(texts[slot]) + rng.randrange(1, 9)
@@ -147,6 +150,17 @@ def test_held_rows_outlive_their_sequence_and_are_given_back_once() -> None:
     for slot in range(3):
         cache.free(slot)
     assert cache.num_free == 24
+
+
+def test_half_a_chunk_may_be_held_and_forgotten() -> None:
+    cache = new()
+    cache.prefill(0, list(range(9)), Prefill())
+    held = cache.hold(0, 5)
+    cache.free(0)
+    cache.forget()
+    assert_counts(cache)
+    cache.let_go(held)
+    assert len(cache._free) == 24
 
 
 def test_reset_ends_what_is_held() -> None:
@@ -213,7 +227,6 @@ def test_chunks_that_a_missing_one_cut_off_are_replaced() -> None:
     cache.prefill(0, ids, Prefill())
     cache.free(0)
     first = next(iter(cache._known))
-    cache._free += cache._idle.pop(first)
     cache._forget(first)
     again, third = Prefill(), Prefill()
     cache.prefill(0, ids, again)

@@ -162,13 +162,25 @@ def test_shares_weight_the_kinds_of_drills() -> None:
     assert 0.7 < sum(kind in ("draw", "move") for kind in drawn) / 300 < 0.92
 
 
-@pytest.mark.parametrize("lineage", [{}, {"drills": 3}, {"drills": {"shares": {}}}, {"drills": {"shares": {"new": 1}}}])
+@pytest.mark.parametrize(
+    "lineage",
+    [
+        {},
+        {"drills": 3},
+        {"before": 3},
+        *({"drills": {"shares": shares}} for shares in ({}, {"new": 1}, {"draw": 0}, {"draw": "x"}, {"draw": -1})),
+    ],
+)
 def test_rehearsal_without_a_known_mix_takes_the_usual_one(lineage: dict[str, Any]) -> None:
     assert last_mix(lineage) == VERIFYING
 
 
 def test_rehearsal_repeats_the_bases_last_mix() -> None:
     assert last_mix({"stage": "base", "drills": {"count": 8, "shares": AIMING}}) == AIMING
+    assert (
+        last_mix({"stage": "pesft", "before": [{"drills": {"shares": AIMING}}, {"drills": {"shares": DRAWING}}]})
+        == AIMING
+    )
 
 
 def _colour(image: Image.Image, at: tuple[int, int]) -> str | None:

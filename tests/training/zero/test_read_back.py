@@ -122,3 +122,10 @@ def test_unlikely_answers_are_counted_in_nats() -> None:
     chains = [chain("a", -1.0)]
     assert kept(chains, [math.log(0.49)], keep_share=1.0, min_likelihood=0.5) == []
     assert kept(chains, [math.log(0.51)], keep_share=1.0, min_likelihood=0.5) == [0]
+
+
+def test_chain_without_images_is_as_unsure_as_the_least_sure_one() -> None:
+    bare = replace(chain("bare", 0.0), steps=[DrawnStep("I see it.", (), None)])
+    chains = [chain("a", -1.0), chain("b", -2.0), bare]
+    assert kept(chains, [LIKELY] * 3, keep_share=0.34, min_likelihood=0.5) == [0]
+    assert kept([bare], [LIKELY], keep_share=1.0, min_likelihood=0.5) == [0]
