@@ -137,11 +137,14 @@ def test_empty_records_are_no_saved_state(name: str, text: str, saved: bool, tmp
 
 
 async def waits(server: Server, job_id: str) -> dict[str, Any]:
-    """The job once it waits."""
+    """The job once it waits and its step is known; the two arrive in any order."""
     async with asyncio.timeout(60):
-        while "waiting" not in ((job := await get(server, job_id))["progress"] or {}):
+        while True:
+            job = await get(server, job_id)
+            progress = job["progress"] or {}
+            if progress.get("waiting") and progress.get("step"):
+                return job
             await asyncio.sleep(0.01)
-    return job
 
 
 @pytest.mark.parametrize("what", ["full", "silent"])
