@@ -69,7 +69,7 @@ def test_kernels_that_fail_or_differ_are_tried_once(
 ) -> None:
     tried = []
 
-    def agree(*given: object) -> bool:
+    def agree(*given: object, **_: object) -> bool:
         tried.append(given)
         if fails == "compile":
             raise SyntaxError("ptxas: no such architecture")
@@ -86,12 +86,12 @@ def test_kernels_that_fail_or_differ_are_tried_once(
 
 
 def test_too_little_memory_to_try_says_nothing_about_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    def agree(*_: object) -> bool:
+    def agree(*_: object, **__: object) -> bool:
         raise torch.OutOfMemoryError("2 GB")
 
     monkeypatch.setattr(fused, "triton", object())
     monkeypatch.setattr(fused, "agree", agree)
     with pytest.raises(torch.OutOfMemoryError):
         fused.works(CUDA, torch.bfloat16)
-    monkeypatch.setattr(fused, "agree", lambda *_: True)
+    monkeypatch.setattr(fused, "agree", lambda *_, **__: True)
     assert fused.works(CUDA, torch.bfloat16)
