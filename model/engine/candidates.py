@@ -84,7 +84,7 @@ class Candidates:
         return self._join(fork) if len(fork.rows) == len(fork.members) else []
 
     def ended(self, sequence: Sequence, status: Status) -> None:
-        """A sequence has left its slot or the queue, perhaps for ever: then nothing is held for it."""
+        """Let go of what is held for a sequence, unless it goes on: `status` says where it is now."""
         if status is Status.WAITING:
             return
         if sequence.kv is not None and sequence.kv.once:

@@ -221,7 +221,7 @@ class Engine:
             self._fill(sequence)
             self._params = None
         if not self.scheduler.running:
-            if self.scheduler.lacks_room:  # for what is held, perhaps
+            if self.scheduler.lacks_room:  # perhaps because of what is held
                 self.cache.let_go()
             return []
         self.num_steps += 1

@@ -17,7 +17,8 @@ from model.nets import fused
 from model.nets.attention import Attention
 from model.nets.paged_attention import TOLERANCE, PagedAttention
 
-FAR = 0.2  # a wrong kernel's hidden states differ by more, rounding over many layers by less
+# Of hidden states, relative: over 32 layers of random weights in bf16 rounding makes .015, a wrong rotation .23.
+MOST_DIFFERENCE = 0.1
 
 log = logging.getLogger("omni_r1.engine")
 
@@ -47,15 +48,17 @@ class Graphs:
         """Run a pass plainly and capture it, with fused kernels if they work."""
         plain = self._run(ids, positions, attention)
         if self._fuses and fused.works(plain.device, plain.dtype):
-            self._fuses = self._try(ids, positions, attention, plain, fuse=True)
+            self._fuses = self._capture_checked(ids, positions, attention, plain, fuse=True)
             if self._fuses:
                 return plain
-        self._works = self._try(ids, positions, attention, plain, fuse=False)
+        self._works = self._capture_checked(ids, positions, attention, plain, fuse=False)
         if not self._works:
             self._captured.clear()
         return plain
 
-    def _try(self, ids: Tensor, positions: Tensor, attention: Attention, plain: Tensor, *, fuse: bool) -> bool:
+    def _capture_checked(
+        self, ids: Tensor, positions: Tensor, attention: Attention, plain: Tensor, *, fuse: bool
+    ) -> bool:
         """Whether a graph of the pass computes the same hidden states; then it is kept."""
         graph = torch.cuda.CUDAGraph()
         pool = next((graph.pool() for graph, _ in self._captured.values()), None)  # graphs never run at the same time
@@ -68,7 +71,7 @@ class Graphs:
             graph.replay()
             if not torch.allclose(hidden, expected, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
                 raise RuntimeError("a graph's hidden states are not those of the pass")
-            if fuse and _distance(expected, plain) > FAR:
+            if fuse and _difference(expected, plain) > MOST_DIFFERENCE:
                 raise RuntimeError("fused kernels compute something else")
         except torch.OutOfMemoryError:
             raise
@@ -79,7 +82,7 @@ class Graphs:
         return True
 
 
-def _distance(one: Tensor, other: Tensor) -> float:
+def _difference(one: Tensor, other: Tensor) -> float:
     """The difference's norm over the other's; NaN counts as 0."""
     one, other = one.float().nan_to_num(), other.float().nan_to_num()
     return float((one - other).norm() / other.norm().clamp(min=1e-9))

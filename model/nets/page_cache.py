@@ -58,6 +58,7 @@ class PageCache:
         attention = partial(PagedAttention, self.keys, self.values, groups=config.num_heads // config.num_kv_heads)
         self._attention = attention()
         self._padded = {size: attention(longest=context_len) for size in sizes}
+        self._held: dict[int, list[int]] = {}  # pages of everything that is held, by `id` of the list
         self.reset()
 
     @property
@@ -81,9 +82,9 @@ class PageCache:
         self._key_of: dict[int, bytes] = {}  # of the pages of known chunks
         self._idle: OrderedDict[bytes, list[int]] = OrderedDict()  # known chunks without users, the oldest first
         self._spoiled: set[int] = set()  # pages that may hold NaN
-        for pages in getattr(self, "_held", {}).values():
+        for pages in self._held.values():
             pages.clear()
-        self._held: dict[int, list[int]] = {}  # pages of everything that is held, by `id` of the list
+        self._held.clear()
 
     # ---- room
 

@@ -32,8 +32,7 @@ def things(rng: Random) -> View:
     elif rng.random() < 0.33:
         looks = [(s, looks[0][1]) if rng.random() < 0.6 else (s, c) for s, c in looks]
     on_grid = rng.random() < 0.4
-    scene = _on_grid(rng, looks) if on_grid else natural.scatter_things(rng, looks)
-    scene.sort(key=_reading_order)
+    scene = _on_grid(rng, looks) if on_grid else sorted(natural.scatter_things(rng, looks), key=_reading_order)
     spots = _spots(scene)
     facts = [("How many things are there?", str(len(scene)))]
     for spot in spots:
