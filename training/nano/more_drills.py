@@ -27,10 +27,10 @@ from training.data.token_sets import ImageCoder, id_to_code
 from training.jobs.loop import RunStopped, provenance
 from training.nano.stages import CONTEXT_LEN, cached_tokens
 from training.pesft.loop import SFTModel, SFTSpec, train_sft
-from training.world.drills import AIMING, BETWEEN, FOLLOWING, VERIFYING
+from training.world.drills import AIMING, BETWEEN, FINISHING, FOLLOWING, VERIFYING
 
 TOKENS_A_STEP = 3_072
-SHARES = {"verifying": VERIFYING, "aiming": AIMING, "following": FOLLOWING}
+SHARES = {"verifying": VERIFYING, "aiming": AIMING, "following": FOLLOWING, "finishing": FINISHING}
 
 
 def continue_base(

@@ -13,7 +13,7 @@ from random import Random
 from training.world.canvas import bbox, line, mark, zoom
 from training.world.chain import ring, say
 from training.world.lines import axes, rays, walls
-from training.world.things import neighbours, things
+from training.world.things import closer, neighbours, things
 from training.world.views import Extra, View, bars, curve, dots, graph, is_unique, pattern, table, tiles, tray
 
 MAKERS: dict[str, tuple[Callable[[Random], View], float]] = {
@@ -30,6 +30,7 @@ MAKERS: dict[str, tuple[Callable[[Random], View], float]] = {
     "tray": (tray, 0.02),
     "pattern": (pattern, 0.02),
     "neighbours": (neighbours, 0.0),
+    "closer": (closer, 0.0),
 }
 MOVING = ("tray", "tray", "tiles", "pattern")
 
@@ -51,6 +52,17 @@ HARD_TO_FOLLOW: dict[str, float] = {
     "table": 0.15,
     "axes": 0.1,
     "rays": 0.05,
+}
+# Weights of the views of the chains that it still draws wrongly after nine, and some of what it had forgotten.
+HARD_TO_FINISH: dict[str, float] = {
+    "closer": 0.2,
+    "walls": 0.24,
+    "neighbours": 0.12,
+    "things": 0.12,
+    "axes": 0.12,
+    "rays": 0.12,
+    "bars": 0.05,
+    "curve": 0.03,
 }
 BARE: dict[str, float] = {
     "things": 40,

@@ -18,6 +18,7 @@ from PIL import Image
 from training.skills import apply
 from training.world.asking import (
     BARE,
+    HARD_TO_FINISH,
     HARD_TO_FOLLOW,
     HARD_TO_PLACE,
     MAKERS,
@@ -30,7 +31,7 @@ from training.world.asking import (
 )
 from training.world.chain import say
 from training.world.scenes import random_action, random_image
-from training.world.views import Extra, View
+from training.world.views import Extra, View, moved
 from training.world.world import SLICES, make_task, require_training_seed
 
 KINDS: Final[dict[str, float]] = {
@@ -84,7 +85,13 @@ VERIFYING: Final[dict[str, float]] = {
 AIMING: Final[dict[str, float]] = {**VERIFYING, "order": 0.3, "aim": 0.36}
 # The same on the views and moves whose chains it then draws wrongly most often.
 FOLLOWING: Final[dict[str, float]] = {**VERIFYING, "draw": 0.03, "order": 0.07, "follow": 0.5, "step": 0.16}
-BARE_KINDS: Final = ("order", "step", "aim", "follow", "between")
+# The same, with moves of a state that a move has led to, and closer looks.
+FINISHING: Final[dict[str, float]] = {
+    **{**VERIFYING, "between": 0.06, "draw": 0.03, "move": 0.01, "order": 0.11},
+    **{"finish": 0.5, "next": 0.18},
+}
+BARE_KINDS: Final = ("order", "step", "next", "aim", "follow", "finish", "between")
+HARD: Final = {"aim": HARD_TO_PLACE, "follow": HARD_TO_FOLLOW, "finish": HARD_TO_FINISH}
 BETWEEN: Final = "What was done between the two images?"
 
 
@@ -95,9 +102,9 @@ class Drill:
     "direct" and "chain" are tasks without images in the response: the template renders `steps` (texts; none for
     "direct") and `answer`, and `response` has the same as plain text. `earlier` is given before `image`: the image
     before the newest ink. `more` are further given orders, each with its requested image. "order" is "draw" or "move"
-    in plain words, on an image without other ink, "step" such a "move"; "aim" and "follow" are "draw" in plain words on
-    views that are hard to place in, or to follow. "between" is the inverse of "order": the response names what changed
-    `earlier` into `image`.
+    in plain words, on an image without other ink, "step" such a "move", "next" one after another; "aim", "follow" and
+    "finish" are "draw" in plain words on views that are hard. "between" is the inverse of "order": the response names
+    what changed `earlier` into `image`.
     """
 
     kind: str
@@ -141,11 +148,10 @@ def make_drill(seed: int, *, kind: str | None = None, shares: Mapping[str, float
         return _move_drill(rng)
     if name == "order":
         return replace((_draw_drill if rng.random() < 0.8 else _move_drill)(rng, bare=True), kind=name)
-    if name in ("aim", "follow"):
-        views = HARD_TO_PLACE if name == "aim" else HARD_TO_FOLLOW
-        return replace(_draw_drill(rng, bare=True, views=views), kind=name)
-    if name == "step":
-        return replace(_move_drill(rng, bare=True), kind=name)
+    if name in HARD:
+        return replace(_draw_drill(rng, bare=True, views=HARD[name]), kind=name)
+    if name in ("step", "next"):
+        return replace(_move_drill(rng, moved(rng) if name == "next" else None, bare=True), kind=name)
     if name == "between":
         return _between_drill(rng)
     if name == "ask":
@@ -167,11 +173,11 @@ def _inked(rng: Random, view: View, share: float) -> list[Image.Image]:
     return images
 
 
-def _move_drill(rng: Random, *, bare: bool = False) -> Drill:
-    view = MAKERS[rng.choice(MOVING)][0](rng)
+def _move_drill(rng: Random, view: View | None = None, *, bare: bool = False) -> Drill:
+    view = view or MAKERS[rng.choice(MOVING)][0](rng)
     text, after = rng.choice(view.moves)
     words = say(rng, text, f"Next state: {text[0].lower()}{text[1:]}") if bare else worded(rng, text, view)
-    return Drill("move", words, view.image, (after,), order=text)
+    return Drill("move", words, view.image, (after,), earlier=view.earlier, order=text)
 
 
 def _is_named_zoom(given: Extra) -> bool:

@@ -45,6 +45,15 @@ def things(rng: Random) -> View:
     return View(natural.draw_things(scene, rng.choice(BACKGROUNDS)), caption, spots, extras, facts=tuple(facts))
 
 
+def closer(rng: Random) -> View:
+    """Scattered shapes, one of them with a mark or a box, to look at more closely: "Zoom in there."."""
+    looks = [(rng.choice(SHAPES), rng.choice(COLOUR_NAMES)) for _ in range(rng.randint(2, 6))]
+    scene = sorted(natural.scatter_things(rng, looks), key=_reading_order)
+    spots = _spots(scene)
+    caption = listing([f"{spot.name} {spot.place}" for spot in spots])
+    return View(natural.draw_things(scene, rng.choice(BACKGROUNDS)), caption, spots, tuple(_closer(rng, spots)))
+
+
 def _on_grid(rng: Random, looks: list[tuple[str, str]]) -> list[natural.Thing]:
     """Things in different cells of a 3 x 3 grid, in reading order."""
     grid = rng.sample([(24 * c, 24 * r) for c in range(3) for r in range(3)], len(looks))

@@ -6,7 +6,7 @@ A view is a random variant of a family's question image, without question or cha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from PIL import Image
@@ -43,7 +43,10 @@ class Extra:
 
 @dataclass(frozen=True)
 class View:
-    """An image, its caption, its things, and further things that can be drawn on it."""
+    """An image, its caption, its things, and further things that can be drawn on it.
+
+    `earlier` is the state a move before that of `image`.
+    """
 
     image: Image.Image
     caption: str
@@ -51,6 +54,7 @@ class View:
     extras: tuple[Extra, ...] = ()
     moves: tuple[tuple[str, Image.Image], ...] = ()
     facts: tuple[tuple[str, str], ...] = ()  # short questions and their answers
+    earlier: Image.Image | None = None
 
 
 def listing(words: list[str]) -> str:
@@ -215,7 +219,10 @@ def _rows(cells: operational.Cells) -> str:
 def tiles(rng: Random) -> View:
     """Coloured tiles with a walker; its moves."""
     cells = tuple(tuple(rng.choice(COLOUR_NAMES) for _ in range(4)) for _ in range(4))
-    at, background = (rng.randrange(4), rng.randrange(4)), rng.choice(BACKGROUNDS)
+    return _tiles(rng, cells, (rng.randrange(4), rng.randrange(4)), rng.choice(BACKGROUNDS))
+
+
+def _tiles(rng: Random, cells: operational.Cells, at: tuple[int, int], background: tuple[int, int, int]) -> View:
     moves = []
     for move, (dx, dy) in operational.MOVES.items():
         spot = (at[0] + dx, at[1] + dy)
@@ -250,6 +257,10 @@ def tray(rng: Random) -> View:
     cells, background = operational.random_tray(rng, rng.randint(2, 6)), rng.choice(BACKGROUNDS)
     if rng.random() < 0.4:
         cells = operational.slide(cells, rng.choice(tuple(operational.MOVES)))
+    return _tray(cells, background)
+
+
+def _tray(cells: operational.Cells, background: tuple[int, int, int]) -> View:
     moves = []
     for move in operational.MOVES:
         after = operational.draw_blocks(operational.slide(cells, move), background)
@@ -281,8 +292,11 @@ def tray(rng: Random) -> View:
 def pattern(rng: Random) -> View:
     """A pattern of two by two (sometimes three by three) fields; its turns and flips."""
     cells = operational.random_pattern(rng, 2 if rng.random() < 0.8 else 3)
-    background, last = rng.choice(BACKGROUNDS), len(cells) - 1
-    moves = []
+    return _pattern(cells, rng.choice(BACKGROUNDS))
+
+
+def _pattern(cells: operational.Cells, background: tuple[int, int, int]) -> View:
+    moves, last = [], len(cells) - 1
     for change, (_, text) in operational.TURNS.items():
         after = operational.draw_pattern(operational.turn(cells, change), background)
         order = {
@@ -302,3 +316,21 @@ def pattern(rng: Random) -> View:
         )
     )
     return View(operational.draw_pattern(cells, background), _rows(cells), (), (), tuple(moves), facts)
+
+
+def moved(rng: Random) -> View:
+    """A tray, a walker or a pattern after a random move, with the state before it."""
+    kind, background = rng.choice(("tray", "tray", "tray", "tiles", "tiles", "pattern")), rng.choice(BACKGROUNDS)
+    if kind == "tray":
+        cells = operational.random_tray(rng, rng.randint(2, 6))
+        after = operational.slide(cells, rng.choice(tuple(operational.MOVES)))
+        return replace(_tray(after, background), earlier=operational.draw_blocks(cells, background))
+    if kind == "pattern":
+        cells = operational.random_pattern(rng, 2)
+        after = operational.turn(cells, rng.choice(tuple(operational.TURNS)))
+        return replace(_pattern(after, background), earlier=operational.draw_pattern(cells, background))
+    cells = tuple(tuple(rng.choice(COLOUR_NAMES) for _ in range(4)) for _ in range(4))
+    x, y = rng.randrange(4), rng.randrange(4)
+    reached = [(x + dx, y + dy) for dx, dy in operational.MOVES.values()]
+    at = rng.choice([spot for spot in reached if 0 <= spot[0] < 4 and 0 <= spot[1] < 4])
+    return replace(_tiles(rng, cells, at, background), earlier=operational.draw_walker(cells, (x, y), background))

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 from model.checkpoint.checkpoint import load_checkpoint
 from training.data.drills import drill_images, last_mix, render_drill
 from training.skills import Action, apply
 from training.world.asking import MAKERS, drawing, random_view, worded
 from training.world.canvas import COLOURS
-from training.world.drills import AIMING, DRAWING, FOLLOWING, LOCATING, VERIFYING, make_drill
+from training.world.drills import AIMING, DRAWING, FINISHING, FOLLOWING, LOCATING, VERIFYING, make_drill
 from training.world.lines import axes, rays, walls
 
 INK = ("in there", "from there", "to its", "below it.", "above it.", "next ")  # references to earlier drawings
@@ -138,6 +138,33 @@ def test_step_drills_are_moves_in_plain_words() -> None:
     assert max(len(drill.prompt_text) for drill in drills) < 75
 
 
+def test_finishing_drills_look_closer_at_what_is_marked() -> None:
+    drills = [make_drill(seed, kind="finish") for seed in range(300)]
+    assert {drill.kind for drill in drills} == {"finish"}
+    words = [drill.prompt_text for drill in drills]
+    for part in ("oom in", "above it", "as steep as before", "black line", "behind", "bar"):
+        assert any(part in text for text in words), part
+    closer = [drill for drill in drills if "oom in there" in drill.prompt_text]
+    assert {len(drill_images(drill)) for drill in closer} == {2, 3}, "with and without the image before the mark"
+
+
+def test_next_drills_move_on_from_a_state_that_a_move_has_led_to() -> None:
+    drills = [make_drill(seed, kind="next") for seed in range(300)]
+    assert {drill.kind for drill in drills} == {"next"}
+    words = [drill.prompt_text.lower() for drill in drills]
+    for part in ("slide", "tray", "walker", "tile", "flip"):
+        assert any(part in text for text in words), part
+    for drill in drills:
+        assert drill.earlier is not None
+        assert drill.image is not None
+        assert len(drill_images(drill)) == 3
+        if "walker" in drill.prompt_text:
+            changed = ImageChops.difference(drill.earlier, drill.image).getbbox()
+            assert changed is not None
+            wide, high = changed[2] - changed[0], changed[3] - changed[1]
+            assert min(wide, high) <= 16 < max(wide, high) <= 32, "from one tile to the next"
+
+
 def test_inverse_drill_names_the_order_between_two_images() -> None:
     drills = [make_drill(seed, kind="between") for seed in range(300)]
     orders = [drill.response[0] for drill in drills]
@@ -156,7 +183,7 @@ def test_inverse_drill_names_the_order_between_two_images() -> None:
 
 def test_shares_weight_the_kinds_of_drills() -> None:
     assert {make_drill(seed, shares={"move": 1.0}).kind for seed in range(20)} == {"move"}
-    for shares in (DRAWING, LOCATING, VERIFYING, AIMING, FOLLOWING):
+    for shares in (DRAWING, LOCATING, VERIFYING, AIMING, FOLLOWING, FINISHING):
         assert sum(shares.values()) == pytest.approx(1.0)
     drawn = [make_drill(seed, shares=DRAWING).kind for seed in range(300)]
     assert 0.7 < sum(kind in ("draw", "move") for kind in drawn) / 300 < 0.92
