@@ -46,7 +46,7 @@ def evaluate(args: Namespace) -> int:
     from tqdm import tqdm
 
     from model.checkpoint.shards import resolve
-    from training.benchmark.evaluate import run, table
+    from training.benchmark.evaluate import error_modes, run, table
     from training.benchmark.verifying import nearest_folder
     from training.spec.spec import EVAL_SEEDS
 
@@ -81,6 +81,8 @@ def evaluate(args: Namespace) -> int:
                 on_finish=show,
             )
     write(table(summary) + "\n")
+    if not args.text_only:
+        write("\n" + error_modes(summary) + "\n")
     return EXIT_OK
 
 

@@ -205,7 +205,11 @@ def _judge(loaded: LoadedCheckpoint, task: Task, question: tuple[int, ...], comp
 
 
 def summarize(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """Shares with intervals: overall, per slice and per family. The mean weights slices by their number of tasks."""
+    """Shares with intervals: overall, per slice and per family. The mean weights slices by their number of tasks.
+
+    Of the traces with drawings, `all_drawings_right` is the share in which each is right, `read_right` the accuracy of
+    these and `right_despite` that of the others; None where there are none.
+    """
     groups: dict[str, list[Prediction]] = defaultdict(list)
     for p in predictions:
         groups[p.slice].append(p)
@@ -218,6 +222,8 @@ def _shares(predictions: Sequence[Prediction]) -> dict[str, Any]:
     drawings = sum(p.drawings_total for p in predictions)
     low, high = wilson(right, total)
     images = sum(p.pictures for p in predictions)
+    drawn = [p for p in predictions if p.drawings_total]
+    faultless = [p.drawings_right == p.drawings_total for p in drawn]
     return {
         "tasks": total,
         "accuracy": round(right / max(total, 1), 4),
@@ -227,7 +233,14 @@ def _shares(predictions: Sequence[Prediction]) -> dict[str, Any]:
         "blank": round(sum(p.blank for p in predictions) / max(images, 1), 4),
         "pictures": round(images / max(total, 1), 3),
         "tokens": round(sum(p.tokens for p in predictions) / max(total, 1), 1),
+        "all_drawings_right": _share_of(faultless),
+        "read_right": _share_of([p.right for p, good in zip(drawn, faultless, strict=True) if good]),
+        "right_despite": _share_of([p.right for p, good in zip(drawn, faultless, strict=True) if not good]),
     }
+
+
+def _share_of(verdicts: Sequence[bool]) -> float | None:
+    return round(sum(verdicts) / len(verdicts), 4) if verdicts else None
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -242,6 +255,15 @@ def table(summary: dict[str, Any]) -> str:
             f"| {name} | {row['tasks']} | {row['accuracy']:.3f} | {low:.3f} - {high:.3f} | {row['drawings_right']:.3f} "
             f"| {row['malformed']:.4f} | {row['blank']:.4f} |"
         )
+    return "\n".join(lines)
+
+
+def error_modes(summary: dict[str, Any]) -> str:
+    """Where answers go wrong, in drawing or in reading the drawings, as a Markdown table."""
+    lines = ["| tasks | all drawings right | of these answered right | of the others |", "|---|---|---|---|"]
+    for name, row in summary.items():
+        shares = [row[key] for key in ("all_drawings_right", "read_right", "right_despite")]
+        lines.append(f"| {name} | {' | '.join('-' if share is None else f'{share:.3f}' for share in shares)} |")
     return "\n".join(lines)
 
 
