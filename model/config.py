@@ -16,6 +16,7 @@ from typing import Any
 
 from model.foreign import foreign_content
 
+CHAMELEON_CONTEXT = 4_096  # tokens
 LONGEST_CONTEXT = 16_384  # tokens; Chameleon's rotary embedding is unscaled, and the authors generate up to 12,000
 ARCHITECTURE = "ChameleonForConditionalGeneration"
 # Meta's spelling -> HF's spelling of the same field.

@@ -149,11 +149,11 @@ class FakeGeneration:
         sizes_mb: Mapping[str, int] | None = None,
     ) -> None:
         self.script = script
-        self.num_slots = num_slots
-        self.pace_s = pace_s
+        self.num_slots, self.pace_s = num_slots, pace_s
         self.abort_takes = abort_takes
         self.bad_folders = dict(bad_folders or {})
         self.memory_mb, self.sizes_mb = memory_mb, dict(sizes_mb or {})
+        self.contexts: dict[str, int] = {}  # of checkpoints that are served with another one than their own
         self.checks: list[str] = []
         self.phase, self.detail = "ready", ""
         self.reading: Reading | None = None
@@ -204,7 +204,7 @@ class FakeGeneration:
         if name in self.bad_folders:
             raise EngineError("missing_tensor", self.bad_folders[name])
         size = self._size(name)
-        return Footprint(size, size)
+        return Footprint(size, size, self.contexts.get(name))
 
     async def load(self, name: str, folder: str, weight_version: int) -> None:
         self.loads.append((name, folder, weight_version))

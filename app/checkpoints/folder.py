@@ -60,10 +60,13 @@ class CheckpointInfo:
     reason: str | None = None  # the problem's code (docs/checkpoints.md)
     source: Source = "home"
     record: Record | None = None
+    served_context: int | None = None  # while it is loaded
 
     @property
     def context_len(self) -> int:
-        """Tokens of the longest sequence; 0 without a readable config."""
+        """Tokens of the longest sequence: as it is served, else its own; 0 without a readable config."""
+        if self.served_context is not None:
+            return self.served_context
         return self.config.transformer.context_len if self.config else 0
 
     @property

@@ -71,7 +71,9 @@ class EnginePool:
     """The engine's checkpoints and their leases."""
 
     def __init__(self, generation: Generation, *, budget_mb: int | None = None, quant: QuantKind | None = None) -> None:
-        """`budget_mb` limits the total of loaded checkpoints; None: half of the device's memory.
+        """`budget_mb` limits the total of loaded checkpoints.
+
+        None: idle ones are evicted when they take more than half of the device together, and whatever fits is loaded.
 
         `quant` is the form in which the engine loads them.
         """
@@ -81,6 +83,7 @@ class EnginePool:
         self._lock = asyncio.Lock()  # one load at a time
         self._borrowed: Counter[str] = Counter()
         self._last_used: dict[str, int] = {}
+        self._contexts: dict[str, int] = {}  # tokens of a trace, by checkpoint
         self._clock = 0
         self._all_back = asyncio.Event()
         self._all_back.set()
@@ -103,7 +106,7 @@ class EnginePool:
                 if not self._has(info, version):
                     need = await self._checked(info)
                     await self._evict_for(info, need)
-                    await self._load(info, version)
+                    await self._load(info, version, need)
                 return self._lend(info.name, version)
         return self._lend(info.name, version)
 
@@ -125,7 +128,7 @@ class EnginePool:
                     if drain is None:
                         raise
                     await self._empty(info, need, drain)
-                await self._load(info, version)
+                await self._load(info, version, need)
             yield
 
     async def load_first(self, info: CheckpointInfo, version: int) -> None:
@@ -134,7 +137,7 @@ class EnginePool:
             need = await self._checked(info)
             if not self._has(info, version):
                 await self._evict_for(info, need)
-                await self._load(info, version)
+                await self._load(info, version, need)
 
     async def check(self, info: CheckpointInfo, *, path: str) -> None:
         """Read the whole folder; raises :class:`Problem` for the field `path`."""
@@ -160,6 +163,10 @@ class EnginePool:
         """The loaded version of `name`."""
         return self._generation.status().loaded.get(name)
 
+    def served_context(self, name: str) -> int | None:
+        """Tokens of a trace of `name`, if it is loaded."""
+        return self._contexts.get(name) if self.loaded_version(name) is not None else None
+
     @contextlib.asynccontextmanager
     async def without(self, name: str, *, unload: bool) -> AsyncIterator[bool]:
         """Block all loads while the block runs; yields whether `name` is not loaded. `unload` unloads it if idle."""
@@ -181,9 +188,10 @@ class EnginePool:
         self.busy_with = f"checkpoint {info.name} is being validated"
         return await _answer(self._generation.check(str(info.folder)))
 
-    async def _load(self, info: CheckpointInfo, version: int) -> None:
+    async def _load(self, info: CheckpointInfo, version: int, need: Footprint) -> None:
         self.busy_with = f"checkpoint {info.name} is being loaded"
         await _answer(self._generation.load(info.name, str(info.folder), version))
+        self._contexts[info.name] = need.context_len
         self._touch(info.name)
 
     async def _evict_for(self, info: CheckpointInfo, need: Footprint) -> None:
@@ -193,6 +201,8 @@ class EnginePool:
         while (lack := self._lack(facts, need, held, free)) is not None:
             victim = self._victim(*victims)
             if victim is None:
+                if self._budget_mb is None and need.loading <= free:
+                    break
                 raise self._insufficient_memory(info, need, facts, lack)
             victims.append(victim)
             held, free = held - facts["models"].get(victim, 0), free + facts["models"].get(victim, 0)
@@ -267,9 +277,10 @@ class EnginePool:
             "free": int(facts["free"]),
         }
         shown = ", ".join(f"{name.replace('_', ' ')} {-(-size // MIB)} MiB" for name, size in figures.items())
+        setting = "set OMNI_R1_KV_MB (docs/gpu.md)" if self._budget_mb is None else "raise OMNI_R1_MEMORY_MB"
         remedy = (
             "next to the running checkpoints; wait for the running traces, "
-            'activate it with {"drain": "wait"} or {"drain": "cancel"}, or raise OMNI_R1_MEMORY_MB'
+            f'activate it with {{"drain": "wait"}} or {{"drain": "cancel"}}, or {setting}'
         )
         if not _held(facts):
             remedy = "into memory; free some, or set OMNI_R1_DTYPE, OMNI_R1_CONTEXT or OMNI_R1_KV_MB (docs/gpu.md)"

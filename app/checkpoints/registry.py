@@ -136,7 +136,8 @@ class CheckpointRegistry:
         before = self._read_before.get(folder)
         if before is None or before[0] != stamp:
             before = self._read_before[folder] = (stamp, self._read_anew(place))
-        return replace(before[1], name=place.name, source=place.source, record=place.record)
+        served = self.pool.served_context(place.name)
+        return replace(before[1], name=place.name, source=place.source, record=place.record, served_context=served)
 
     def _read_anew(self, place: _Place) -> CheckpointInfo:
         if place.record is not None and self.mirror.has_folder(place.folder):
@@ -237,11 +238,6 @@ class CheckpointRegistry:
             )
         return info
 
-    async def of_row(self, name: str, version: int) -> CheckpointInfo:
-        """As `with_version`, also if only the object store has it."""
-        await self.arrivals.bring(name)
-        return await pools.intake.run(self.with_version, name, version)
-
     # ---- serving
 
     @property
@@ -261,8 +257,18 @@ class CheckpointRegistry:
                     continue  # another one was activated meanwhile
                 raise
             if name is not None or self.active == info.name:
-                return info, lease
+                return self._served(info), lease
             lease.release()
+
+    async def lend_row(self, name: str, version: int) -> tuple[CheckpointInfo, Lease]:
+        """The checkpoint with a weight version, loaded; raises as `with_version` and `lend_this`."""
+        await self.arrivals.bring(name)
+        info = await pools.intake.run(self.with_version, name, version)
+        lease = await self.lend_this(info)
+        return self._served(info), lease
+
+    def _served(self, info: CheckpointInfo) -> CheckpointInfo:
+        return replace(info, served_context=self.pool.served_context(info.name))
 
     async def lend_this(self, info: CheckpointInfo) -> Lease:
         """The given checkpoint, loaded; raises :class:`Problem`."""

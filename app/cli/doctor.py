@@ -110,13 +110,21 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
         ["peak while loading", _gib(report["loading_peak_bytes"])],
         ["KV of a token", f"{report['kv_bytes_per_token'] / 1024:,.0f} KiB"],
         ["longest context", f"{report['max_context']:,} tokens (its own: {report['context']:,})"],
+        ["served context", f"{report['served_context']:,} tokens"],
         ["full traces at once", str(report["concurrent_traces"])],
         ["tokens of all traces", f"{report['kv_tokens']:,}"],
         *([f"to train, {name.replace('_', ' ')}", _gib(needed)] for name, needed in report["train"].items()),
         *([f"full pesft on each of {n}", _gib(needed)] for n, needed in report["train_full_pesft_per_device"].items()),
     ]
     yield from (f"  {name:<24} {value:>12}" for name, value in rows)
-    yield "it fits" if report["fits"] else "it does not fit: fewer than 4,096 tokens of context are left"
+    if not report["fits"]:
+        yield "it does not fit: fewer than 4,096 tokens of context are left"
+    elif report["fits_twice"]:
+        yield "it fits, and so do two of its size at once"
+    elif report["twice_kv_mb"]:
+        yield f"it fits; two of its size do with OMNI_R1_KV_MB={report['twice_kv_mb']}"
+    else:
+        yield "it fits; two of its size do not"
 
 
 def _gib(count: int) -> str:

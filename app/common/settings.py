@@ -84,7 +84,10 @@ class Settings(BaseSettings):
         None, description="Checkpoint to start with: a name, a folder or a hub id (default: the last active one)."
     )
     memory_mb: int | None = Field(
-        None, ge=1, description="Memory budget in MiB for loaded checkpoints (default: half of the device's memory)."
+        None,
+        ge=1,
+        description="Memory budget in MiB for loaded checkpoints (default: what fits; idle ones keep to half of the "
+        "device).",
     )
     speculation: int = Field(
         WINDOW,
@@ -102,11 +105,14 @@ class Settings(BaseSettings):
     kv_mb: int | None = Field(
         None,
         ge=1,
-        description="MiB for the keys and values of each loaded checkpoint (default: what the device has beside its "
-        "weights, at most 16 contexts).",
+        description="MiB for the keys and values of each loaded checkpoint (default: what the device, or half of it "
+        "where that is ample, has beside its weights, at most 16 contexts).",
     )
     context: int | None = Field(
-        None, ge=64, le=LONGEST_CONTEXT, description="Tokens of a trace's context (default: the checkpoint's own)."
+        None,
+        ge=64,
+        le=LONGEST_CONTEXT,
+        description="Tokens of a trace's context (default: the checkpoint's own; with pages what its budget holds).",
     )
     jobs: Literal["local", "ray"] = Field(
         "local", description="Where jobs run: `local`, on this machine, or `ray`, on the cluster of `RAY_ADDRESS`."

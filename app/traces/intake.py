@@ -15,7 +15,7 @@ from app.checkpoints.registry import CheckpointRegistry
 from app.common import pools
 from app.contract.problems import Problem, field_problem
 from app.contract.schemas import SamplingIn, TraceCreate, VerifyIn
-from app.contract.words import MAX_SEED
+from app.contract.words import MAX_DRAWN_IMAGES, MAX_SEED
 from app.storage.image_intake import ImageIntake
 from app.storage.images import ImageStore, StoredImage, from_data_url
 from app.traces.tasks import TaskWorld
@@ -171,7 +171,7 @@ def resolve_sampling(requested: SamplingIn, info: CheckpointInfo, room: Room) ->
         )
     defaults = info.generation
     max_new_tokens = min(requested.max_new_tokens or room.room_tokens, room.room_tokens)
-    fit = min(room.room_images, images_that_fit(max_new_tokens, info.tokens_per_image))
+    fit = min(room.room_images, images_that_fit(max_new_tokens, info.tokens_per_image), MAX_DRAWN_IMAGES)
     return SamplingParams(
         temperature=defaults.temperature if requested.temperature is None else requested.temperature,
         top_p=defaults.top_p if requested.top_p is None else requested.top_p,

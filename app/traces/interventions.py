@@ -65,8 +65,8 @@ class Interventions:
             detail = f"{len(wanted)} replacements; at most {MAX_MEMBERS} run at once: name fewer steps"
             raise field_problem("invalid", "body.steps", detail)
         row = parent.row
-        info = await self._checkpoints.of_row(row.checkpoint, row.weight_version)
-        with await self._checkpoints.lend_this(info) as lease:
+        info, lease = await self._checkpoints.lend_row(row.checkpoint, row.weight_version)
+        with lease:
             planned, skipped = await pools.intake.run(self._plan, parent, wanted, info)
             self._traces.admit(len(planned))
 

@@ -170,8 +170,7 @@ class TraceService:
         parent = await pools.reads.run(self._branches.parent, parent_id)
         if body.checkpoint is None:
             row = parent.row
-            info = await self._checkpoints.of_row(row.checkpoint, row.weight_version)
-            lease = await self._checkpoints.lend_this(info)
+            info, lease = await self._checkpoints.lend_row(row.checkpoint, row.weight_version)
         else:
             info, lease = await self._checkpoints.lend(body.checkpoint)
         with lease:
@@ -253,8 +252,8 @@ class TraceService:
             if leaving is not None and leaving.runner is not None:
                 await asyncio.wait([leaving.runner])
             self.admit()
-            info = await self._checkpoints.of_row(row.checkpoint, row.weight_version)
-            with await self._checkpoints.lend_this(info) as lease:
+            _, lease = await self._checkpoints.lend_row(row.checkpoint, row.weight_version)
+            with lease:
                 await self._checkpoints.lend_verifier(row.verify, lease)
                 await self._resume(row, mode, lease)
             return await self.reader.get(trace_id)

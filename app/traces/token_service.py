@@ -159,8 +159,7 @@ class TokenService:
     @contextlib.asynccontextmanager
     async def _weights(self, row: Any) -> AsyncIterator[tuple[str, int]]:
         """Name and version of a trace's own weights, loaded while in use; engine errors become problems."""
-        info = await self._checkpoints.of_row(row.checkpoint, row.weight_version)
-        lease = await self._checkpoints.lend_this(info)
+        info, lease = await self._checkpoints.lend_row(row.checkpoint, row.weight_version)
         try:
             yield info.name, lease.version
         except EngineError as error:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.checkpoint.shards import TensorEntry, read_entries
-from model.config import LONGEST_CONTEXT, ModelConfig, TransformerConfig, VQConfig
+from model.config import CHAMELEON_CONTEXT, LONGEST_CONTEXT, ModelConfig, TransformerConfig, VQConfig
 from model.paging import GRAPH_SIZES, PAGE, PART, pages_of
 from model.quantisation import BLOCK, QuantKind
 
@@ -22,6 +22,7 @@ MAPPED_BYTES = 1 << 29  # of a file that is being read: the pages count as memor
 RUNTIME_BYTES = {"cpu": 200_000_000, "mps": 600_000_000, "cuda": 600_000_000}  # kernels and libraries of a device
 WIDTHS = {"fp32": 4, "bf16": 2}
 TRAINED_TOKENS = 5_100  # of one sequence in training: the longest of the authors' code
+AMPLE_CONTEXT = 12_000  # of serving: ten drawings of a 7B behind an image, and what the authors generate
 LORA_RANK = 16
 CHUNKED_LOGITS, LOGIT_BYTES = 1 << 25, 12  # of a loss that exist at once; bytes of each with its gradient
 _ENCODER_COPIES = 6.2  # activations at full resolution at the encoder's peak, measured with the 7B's VQ in fp32
@@ -48,6 +49,30 @@ class MemoryNeeds:
             return 0
         longest = max(0, min(LONGEST_CONTEXT, self.room(memory) // (self.kv_per_token + self.work_per_token)))
         return longest // PAGE * PAGE if self.paged else longest
+
+    def share(self, memory: int) -> int:
+        """Bytes of ``memory`` that serving takes: half if a context of `AMPLE_CONTEXT` fits into that, else all.
+
+        So another checkpoint of this size can be loaded beside it where the device is large enough.
+        """
+        half = memory // 2
+        return half if self.max_context(half) >= AMPLE_CONTEXT else memory
+
+    def default_context(self, own: int, memory: int) -> int:
+        """Tokens of a trace unless a setting says otherwise: what ``memory`` holds with pages, at least its ``own``.
+
+        Contexts shorter than Chameleon's come from training on sequences of that length, and stay.
+        """
+        return max(own, self.max_context(memory)) if self.paged and own >= CHAMELEON_CONTEXT else own
+
+    def twice_kv(self, memory: int, own: int) -> int:
+        """Most bytes of keys and values with which two of these fit into ``memory``; 0 if they hold no ``own`` context.
+
+        A forward pass over ``own`` positions fits beside them.
+        """
+        half = memory // 2
+        budget = self.kv_budget(half, own) if self.loading_peak <= half else 0
+        return budget if budget >= self.kv_of(own) else 0
 
     def kv_budget(self, memory: int, positions: int) -> int:
         """Bytes of ``memory`` left for keys and values beside a forward pass over ``positions``.

@@ -12,12 +12,11 @@ from model.checkpoint.checkpoint import validate_checkpoint
 from model.checkpoint.manifest import FILE, Manifest
 from model.checkpoint.memory import WIDTHS, memory_needs, parameters, spread_needs, training_needs
 from model.checkpoint.shards import ADAPTER, PICKLES, CheckpointError, read_entries, require_data, unwrapped
-from model.config import ModelConfig
+from model.config import CHAMELEON_CONTEXT, ModelConfig
 from model.quantisation import QuantKind
 
 MOST_TRACES = 16
 DEVICES = (2, 4, 8)
-USEFUL_CONTEXT = 4_096
 Kind = Literal["checkpoint", "adapter", "wrapped", "meta", "pickles", "unknown"]
 
 
@@ -36,10 +35,11 @@ def folder_report(
         return {**report, "problem": {"code": error.code, "detail": error.detail}, "fits": False}
     config, entries = ModelConfig.read(folder), read_entries(folder)
     needs = memory_needs(config, entries, width=WIDTHS[dtype], device=device, quant=quant)
-    longest = needs.max_context(memory)
+    longest, share = needs.max_context(memory), needs.share(memory)
     own = min(config.transformer.context_len, longest)
-    traces = needs.slots(memory, own, MOST_TRACES) if own else 0
-    tokens = needs.kv_budget(memory, own) // needs.kv_per_token if needs.paged else traces * own
+    served = min(needs.default_context(config.transformer.context_len, share), longest)
+    traces = needs.slots(share, own, MOST_TRACES) if own else 0
+    tokens = needs.kv_budget(share, served) // needs.kv_per_token if needs.paged else traces * own
     return {
         **report,
         "name": manifest.name,
@@ -57,9 +57,12 @@ def folder_report(
         "loading_peak_bytes": needs.loading_peak,
         "kv_bytes_per_token": needs.kv_per_token,
         "max_context": longest,
+        "served_context": served,
         "concurrent_traces": traces,
-        "kv_tokens": min(MOST_TRACES * own, tokens),
-        "fits": longest >= USEFUL_CONTEXT,
+        "kv_tokens": min(MOST_TRACES * served, tokens),
+        "fits": longest >= CHAMELEON_CONTEXT,
+        "fits_twice": share < memory,
+        "twice_kv_mb": needs.twice_kv(memory, own) >> 20 if own else 0,
         "train": training_needs(config, entries, width=WIDTHS[dtype], device=device),
         "train_full_pesft_per_device": {
             str(count): spread_needs(config, entries, devices=count, width=WIDTHS[dtype], device=device)

@@ -225,10 +225,14 @@ class EngineStatus:
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Device memory of a checkpoint in bytes: `resident` while serving, `loading` at its peak before that."""
+    """Device memory of a checkpoint in bytes: `resident` while serving, `loading` at its peak before that.
+
+    `context_len`: tokens of a trace when it is served there; None: as its folder or the settings say.
+    """
 
     resident: int
     loading: int
+    context_len: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,6 +84,9 @@ class Model:
         `memory` bytes may be used; None: all of the device's.
         """
         plan = serving_plan(Path(folder), settings, device, memory or total_bytes(device))
+        if plan.alone:
+            remedy = f"; OMNI_R1_KV_MB={plan.twice_kv_mb} leaves room for one" if plan.twice_kv_mb else ""
+            log.info("checkpoint %s may take all of the device, so none of its size fits beside it%s", name, remedy)
         loaded = load_checkpoint(
             folder,
             device=device,

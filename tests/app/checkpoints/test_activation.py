@@ -222,13 +222,30 @@ async def test_checkpoints_in_use_are_never_unloaded(serve: Serve, engine: FakeG
         assert (await server.create(checkpoint="third"))["checkpoint"] == "third"
 
 
-async def test_default_budget_is_half_the_memory(serve: Serve, engine: FakeGeneration) -> None:
-    small(engine, new=301)
+async def test_without_a_budget_whatever_fits_is_loaded(serve: Serve, engine: FakeGeneration) -> None:
+    """The active checkpoint and one that is borrowed stay, though they take more than half of the device."""
+    small(engine, new=701)
     engine.memory_mb = 800
     async with serve() as server:
-        assert is_problem(await activate(server), 507, "insufficient_memory")["memory"]["budget"] == 400 << 20
-        engine.sizes_mb[NEW] = 300
-        assert (await activate(server)).status_code == 200
+        problem = is_problem(await activate(server), 507, "insufficient_memory")
+        assert problem["memory"]["free"] == 700 << 20
+        assert "OMNI_R1_KV_MB" in problem["detail"]
+        engine.sizes_mb[NEW] = 500
+        trace_id = await started(server, checkpoint=NEW)
+        await started(server, checkpoint="third")
+        assert engine.loaded == {OLD: 1, NEW: 2, "third": 3}
+        engine.go("go")
+        assert (await server.finished(trace_id))["status"] == "completed"
+
+
+async def test_without_a_budget_idle_ones_leave_half_of_the_device(serve: Serve, engine: FakeGeneration) -> None:
+    small(engine)
+    engine.memory_mb = 599
+    engine.go("go")
+    async with serve() as server:
+        for name in (NEW, "third"):
+            await server.finished((await server.create(checkpoint=name))["id"])
+        assert engine.loaded == {OLD: 1, "third": 3}
 
 
 @pytest.mark.parametrize("drain", ["wait", "cancel"])

@@ -57,6 +57,27 @@ async def test_form_of_the_matrices_is_shown(serve: Serve) -> None:
         assert {one["quant"] for one in shown if not one["loaded"]} <= {None}
 
 
+async def test_context_that_a_device_gives_is_that_of_its_traces(
+    serve: Serve, engine: FakeGeneration, tmp_path: Path
+) -> None:
+    """Limits, room and bounds of a trace follow what the engine serves, also for one that is loaded on demand."""
+    write_paper_checkpoint(tmp_path / "home" / "checkpoints" / "large")
+    engine.contexts = {"large": 16_384}
+    async with serve() as server:
+        own = (await server.client.get("/v1/limits")).json()["context_len"]
+        assert (await server.client.get("/v1/limits", params={"checkpoint": "large"})).json()["context_len"] == own
+        long = {"max_new_tokens": 9000}
+        trace = await server.finished((await server.create(checkpoint="large", sampling=long))["id"])
+        assert (trace["status"], trace["sampling"]["max_new_tokens"]) == ("completed", 9000)
+        assert (await server.client.get("/v1/limits", params={"checkpoint": "large"})).json()["context_len"] == 16_384
+        shown = {one["id"]: one["context_len"] for one in (await server.client.get("/v1/checkpoints")).json()["data"]}
+        assert (shown["large"], shown["nano-omni-r1"]) == (16_384, own)
+        branch = await server.client.post(
+            f"/v1/traces/{trace['id']}/branches", json={"after_step": 0, "sampling": long}
+        )
+        assert branch.status_code == 201, branch.text
+
+
 async def test_context_is_a_setting(serve: Serve) -> None:
     async with serve() as server:
         own = (await server.client.get("/v1/limits")).json()["context_len"]

@@ -270,7 +270,9 @@ def test_report_names_what_a_folder_lacks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--device", "cuda", "--memory-gb", "24"], 0, "it fits"),
+        (["--device", "cuda", "--memory-gb", "24"], 0, "it fits; two of its size do not"),
+        (["--device", "cuda", "--memory-gb", "40"], 0, "two of its size do with OMNI_R1_KV_MB=5078"),
+        (["--device", "cuda", "--memory-gb", "80"], 0, "it fits, and so do two of its size at once"),
         (["--device", "cuda", "--memory-gb", "24", "--dtype", "fp32"], 1, "it does not fit"),
         (["--device", "cuda", "--memory-gb", "0"], 2, ""),
         (["--device", "cuda", "--memory-gb", "12"], 1, "it does not fit"),
