@@ -191,7 +191,10 @@ class EnginePool:
     async def _load(self, info: CheckpointInfo, version: int, need: Footprint) -> None:
         self.busy_with = f"checkpoint {info.name} is being loaded"
         await _answer(self._generation.load(info.name, str(info.folder), version))
-        self._contexts[info.name] = need.context_len
+        if need.context_len is None:
+            self._contexts.pop(info.name, None)
+        else:
+            self._contexts[info.name] = need.context_len
         self._touch(info.name)
 
     async def _evict_for(self, info: CheckpointInfo, need: Footprint) -> None:

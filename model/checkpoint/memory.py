@@ -19,6 +19,7 @@ from model.quantisation import BLOCK, QuantKind
 
 VQ_PREFIX = "model.vqmodel."
 MAPPED_BYTES = 1 << 29  # of a file that is being read: the pages count as memory of the process
+LARGE_GPU = 30 << 30  # bytes, of cards sold with 32 GB: from here on several images are decoded at once
 RUNTIME_BYTES = {"cpu": 200_000_000, "mps": 600_000_000, "cuda": 600_000_000}  # kernels and libraries of a device
 WIDTHS = {"fp32": 4, "bf16": 2}
 TRAINED_TOKENS = 5_100  # of one sequence in training: the longest of the authors' code
@@ -38,10 +39,11 @@ class MemoryNeeds:
     work_per_token: int
     work_fixed: int
     paged: bool = False  # keys and values lie in pages
+    batch_work: int = 0  # what a batch of images takes besides one, on a large GPU
 
     def room(self, memory: int) -> int:
         """Bytes of ``memory`` left for sequences."""
-        return memory - self.weights - self.work_fixed
+        return memory - self.weights - self.work_fixed - (self.batch_work if memory >= LARGE_GPU else 0)
 
     def max_context(self, memory: int) -> int:
         """Positions of one trace that has the device to itself, at most `LONGEST_CONTEXT`; 0 if none fits."""
@@ -138,6 +140,7 @@ def memory_needs(
         work_per_token=width * (2 * t.hidden_size + 3 * queries + 2 * t.num_kv_heads * t.head_dim) + 8,
         work_fixed=work_fixed + (0 if quant is None else (width + restored) * BLOCK),
         paged=paged,
+        batch_work=image_work(config.vq) if device == "cuda" else 0,  # four in bf16 take what two in fp32 do
     )
 
 

@@ -38,7 +38,7 @@ def folder_report(
     longest, share = needs.max_context(memory), needs.share(memory)
     own = min(config.transformer.context_len, longest)
     served = min(needs.default_context(config.transformer.context_len, share), longest)
-    traces = needs.slots(share, own, MOST_TRACES) if own else 0
+    traces = min(MOST_TRACES, needs.kv_budget(share, served) // needs.kv_of(own)) if own else 0
     tokens = needs.kv_budget(share, served) // needs.kv_per_token if needs.paged else traces * own
     return {
         **report,

@@ -90,7 +90,8 @@ def beside_steps() -> AbstractContextManager[object]:
 
 @cache
 def _side_stream() -> torch.cuda.Stream:
-    return torch.cuda.Stream()  # one, since each has memory of its own
+    """One, since each has memory of its own; the steps' graphs have a higher priority."""
+    return torch.cuda.Stream(priority=0)
 
 
 def useful_slots(wanted: int, device: torch.device) -> int:

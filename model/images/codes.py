@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from model.checkpoint.manifest import Perception
-from model.checkpoint.memory import image_work
+from model.checkpoint.memory import LARGE_GPU, image_work
 from model.images.guards import copied_share as copied_share
 from model.images.guards import flatness as flatness
 from model.images.guards import is_flat as is_flat
@@ -28,6 +28,7 @@ from model.images.view import Fit, model_view
 from model.nets.vq import VQModel
 
 WORK_BYTES = 1 << 30
+DECODED_TOGETHER = 4  # on a large GPU, in bf16; `MemoryNeeds.room` counts them
 _T = TypeVar("_T")
 
 
@@ -52,14 +53,25 @@ def encode_images(
         return []
     fits = fits or ["crop"] * len(images)
     views = [model_view(image, vq.config, fit) for image, fit in zip(images, fits, strict=True)]
-    codes = [vq.encode(to_pixels(part, vq.codebook.device)) for part in _parts(views, vq)]
+    codes = [vq.encode(to_pixels(part, vq.codebook.device)) for part in _parts(views, _together(vq))]
     return [tuple(row) for part in codes for row in part.tolist()]
 
 
-def _parts(images: Sequence[_T], vq: VQModel) -> list[Sequence[_T]]:
-    """Images in batches whose activations stay within `WORK_BYTES`: one at a time at the 7B's size."""
-    size = max(1, WORK_BYTES // image_work(vq.config))
+def _parts(images: Sequence[_T], size: int) -> list[Sequence[_T]]:
     return [images[start : start + size] for start in range(0, len(images), size)]
+
+
+def _together(vq: VQModel) -> int:
+    """Images whose activations stay within `WORK_BYTES`: one at a time at the 7B's size."""
+    return max(1, WORK_BYTES // image_work(vq.config))
+
+
+def _decoded_together(vq: VQModel) -> int:
+    """As `_together`, and at least `DECODED_TOGETHER` on a large GPU."""
+    device = vq.codebook.device
+    if device.type == "cuda" and torch.cuda.mem_get_info(device)[1] >= LARGE_GPU:
+        return max(DECODED_TOGETHER, _together(vq))
+    return _together(vq)
 
 
 def decode_codes(vq: VQModel, codes: Sequence[Sequence[int]]) -> list[Image.Image]:
@@ -74,7 +86,7 @@ def decode_codes(vq: VQModel, codes: Sequence[Sequence[int]]) -> list[Image.Imag
     for grid in codes:
         if len(grid) != wanted:
             raise ValueError(f"an image has {wanted} codes, got {len(grid)}")
-    parts = _parts([list(grid) for grid in codes], vq)
+    parts = _parts([list(grid) for grid in codes], _decoded_together(vq))
     return [image for part in parts for image in to_images(vq.decode(torch.tensor(part, device=vq.codebook.device)))]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -66,7 +67,7 @@ class Graphs:
             with fused.kernels(fuse):
                 expected = self._run(ids, positions, attention) if fuse else plain  # compiles what is captured
                 # Other threads decode images and load checkpoints meanwhile.
-                with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                with torch.cuda.graph(graph, pool=pool, stream=_stream(), capture_error_mode="thread_local"):
                     hidden = self._run(ids, positions, attention)
             graph.replay()
             if not torch.allclose(hidden, expected, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
@@ -80,6 +81,12 @@ class Graphs:
             return False
         self._captured[len(ids)] = graph, hidden
         return True
+
+
+@cache
+def _stream() -> torch.cuda.Stream:
+    """One, since graphs share memory only within a stream; its kernels keep its priority in the graph."""
+    return torch.cuda.Stream(priority=-1)
 
 
 def _difference(one: Tensor, other: Tensor) -> float:

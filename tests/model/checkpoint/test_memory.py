@@ -95,11 +95,13 @@ def test_slots_share_what_the_weights_leave(seven_b: Path) -> None:
     needs = needs_of(seven_b, width=2, device="cuda")
     for gib in (16, 24, 40, 48, 80):
         slots = needs.slots(gib * GIB, 4096, 16)
-        used = needs.weights + needs.work_fixed + 4096 * (needs.work_per_token + slots * needs.kv_per_token)
+        used = gib * GIB - needs.room(gib * GIB) + 4096 * (needs.work_per_token + slots * needs.kv_per_token)
         assert used <= gib * GIB or slots == 0
         assert slots == 16 or used + 4096 * needs.kv_per_token > gib * GIB
     assert needs.slots(1 << 60, 4096, 16) == 16
     assert needs.slots(0, 4096, 16) == 0
+    small, large = (memory - needs.room(memory) for memory in (24 * GIB, 32 * GIB))
+    assert small < large < small + 1e9, "a large GPU decodes several images at once"
 
 
 def test_memory_only_grows_with_every_size() -> None:

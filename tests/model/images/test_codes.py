@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.checkpoint.checkpoint import load_checkpoint
 from model.checkpoint.manifest import Perception
@@ -55,6 +57,69 @@ def test_pixels_span_minus_one_to_one() -> None:
 def test_pixels_out_of_range_are_clamped() -> None:
     image = to_images(torch.full((1, 3, 16, 16), 1.7))[0]
     assert image.getpixel((0, 0)) == (255, 255, 255)
+
+
+class Convolutions(TorchDispatchMode):
+    """The precision of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "convolution" in str(call):
+            self.seen.append(args[0].dtype)
+        return call(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("device", "bf16"), [("cuda", True), ("cuda", False), ("mps", True), ("cpu", True)])
+def test_devices_decode_in_bf16_if_they_can(
+    vq: VQModel, monkeypatch: pytest.MonkeyPatch, device: str, bf16: bool
+) -> None:
+    """Devices that do not exist; the pixels are in fp32 either way, and Apple's GPUs keep to it."""
+    asked: list[torch.device] = []
+
+    def autocast(choice: str, of: torch.device) -> torch.autocast:
+        asked.append(of)
+        return torch.autocast("cpu", torch.bfloat16)
+
+    monkeypatch.setattr("model.nets.vq.has_bf16", lambda _device: bf16)
+    monkeypatch.setattr("model.nets.vq.autocast", autocast)
+    monkeypatch.setattr(VQModel, "codebook", SimpleNamespace(device=torch.device(device)))
+    with Convolutions() as calls:
+        pixels = vq.decode(torch.zeros((2, vq.config.codes_per_image), dtype=torch.long))
+    assert pixels.dtype == torch.float32
+    halves = bf16 and device != "mps"
+    assert set(calls.seen) == {torch.bfloat16 if halves else torch.float32}
+    assert asked == [torch.device(device)] * halves
+
+
+@pytest.mark.parametrize(
+    ("device", "gib", "sizes"), [("cuda", 80, [4, 2]), ("cuda", 24, [1] * 6), ("cpu", 80, [1] * 6)]
+)
+def test_large_gpus_decode_four_at_once(
+    vq: VQModel, monkeypatch: pytest.MonkeyPatch, device: str, gib: int, sizes: list[int]
+) -> None:
+    """Of images as large as a 7B's, of which one fills the budget."""
+    batches: list[int] = []
+
+    def decode(codes: torch.Tensor) -> torch.Tensor:
+        batches.append(len(codes))
+        return torch.zeros(len(codes), 3, 16, 16)
+
+    monkeypatch.setattr("model.images.codes.WORK_BYTES", image_work(vq.config))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (0, gib << 30))
+    on = SimpleNamespace(config=vq.config, codebook=SimpleNamespace(device=torch.device(device)), decode=decode)
+    monkeypatch.setattr(
+        "model.images.codes.torch",
+        SimpleNamespace(cuda=torch.cuda, tensor=no_device, Tensor=torch.Tensor, uint8=torch.uint8),
+    )
+    assert len(decode_codes(on, [[0] * vq.config.codes_per_image] * 6)) == 6  # type: ignore[arg-type]
+    assert batches == sizes
+
+
+def no_device(values: Any, device: object) -> torch.Tensor:
+    return torch.tensor(values)
 
 
 def test_image_becomes_n_codes(vq: VQModel) -> None:

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.config import TransformerConfig
 from model.nets import fused, graphs
-from model.nets.graphs import Graphs
+from model.nets.graphs import Graphs, _stream
 from model.nets.page_cache import PageCache
 from model.nets.transformer import Transformer, rotate
 from model.paging import GRAPH_SIZES, graph_sizes
@@ -147,13 +147,14 @@ class FakeGraph:
 
 
 @pytest.fixture
-def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """What CUDA's calls for graphs have made."""
     state: dict[str, Any] = {"made": []}
 
     @contextmanager
-    def capture(graph: FakeGraph, **_options: Any) -> Iterator[None]:
+    def capture(graph: FakeGraph, *, stream: int, **_options: Any) -> Iterator[None]:
         state["made"].append(graph)
+        state.setdefault("priorities", []).append(stream)
         state["capturing"] = graph
         try:
             yield
@@ -162,7 +163,10 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(torch.cuda, "graph", capture)
-    return state
+    monkeypatch.setattr(torch.cuda, "Stream", lambda priority: priority)
+    _stream.cache_clear()
+    yield state
+    _stream.cache_clear()
 
 
 def counted(transformer: Transformer, state: dict[str, Any], spoil: str = "") -> Any:
@@ -198,6 +202,7 @@ def test_each_shape_is_captured_once_and_replayed(transformer: Transformer, fake
     assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(found, expected, strict=True))
     assert [graph.replays for graph in fake_cuda["made"]] == [3, 2], "one check, then a replay a pass"
     assert fake_cuda["runs"] == 4, "two a shape"
+    assert set(fake_cuda["priorities"]) == {-1}, "before the images' stream"
     assert cache.reserve(0, 102)
     prompt = cache._attention.begin([1, 2], cache._tables[:1], [100], [2])
     run(*prompt, cache._attention)
