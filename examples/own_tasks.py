@@ -17,11 +17,11 @@ from PIL import Image, ImageChops, ImageDraw
 from training.data.families import OwnStep, OwnTask
 
 CELLS = [(x, y) for x in (12, 32, 52) for y in (12, 32, 52)]
-MARK = (220, 30, 30)
+MARK = (255, 0, 255)  # the tokenizer of the embedded checkpoints keeps it; it loses small marks in red
 
 
 class Dots:
-    """Two to five blue dots on white; each step puts a red mark on the next one, from the left."""
+    """Two to five blue dots on white; each step puts a mark on the next one, from the left."""
 
     description = "count the dots, after marking each of them"
 
@@ -35,17 +35,18 @@ class Dots:
         steps, drawn = [], image
         for number, (x, y) in enumerate(dots, 1):
             drawn = drawn.copy()
-            ImageDraw.Draw(drawn).rectangle((x - 3, y - 3, x + 3, y + 3), fill=MARK)
+            ImageDraw.Draw(drawn).rectangle((x - 4, y - 4, x + 4, y + 4), fill=MARK)
             steps.append(OwnStep(f"I mark dot {number}.", drawn, f"{number} marked"))
         return OwnTask("How many dots are there?", image, str(len(dots)), tuple(steps))
 
     def check(self, task: OwnTask, step: int, before: Image.Image, drawn: Image.Image) -> bool:
-        """Whether the cells that turned red are exactly those of the reference."""
-        return red_cells(drawn) == red_cells(task.steps[step - 1].image) != red_cells(before)
+        """Whether the marked cells are exactly those of the reference, as they were not before."""
+        return marked_cells(drawn) == marked_cells(task.steps[step - 1].image) != marked_cells(before)
 
 
-def red_cells(image: Image.Image) -> set[tuple[int, int]]:
-    """The cells whose middle is redder than blue."""
-    red, _, blue = image.split()
-    redder = ImageChops.subtract(red, blue)
-    return {(x, y) for x, y in CELLS if redder.crop((x - 2, y - 2, x + 2, y + 2)).resize((1, 1)).getpixel((0, 0)) > 90}
+def marked_cells(image: Image.Image) -> set[tuple[int, int]]:
+    """The cells whose middle is much redder than green."""
+    red, green, _ = image.split()
+    redder = ImageChops.subtract(red, green)
+    middles = {(x, y): redder.crop((x - 2, y - 2, x + 2, y + 2)).resize((1, 1)) for x, y in CELLS}
+    return {cell for cell, middle in middles.items() if middle.getpixel((0, 0)) > 100}

@@ -70,7 +70,10 @@ class TaskFamily(Protocol):
         ...
 
     def check(self, task: OwnTask, step: int, before: Image.Image, drawn: Image.Image) -> bool:
-        """Whether `drawn` is the right drawing of the step (from 1) on `before`; both are RGB of 64 x 64 pixels."""
+        """Whether `drawn` is the right drawing of the step (from 1) on `before`; both are RGB of 64 x 64 pixels.
+
+        Anything but True and False (or 1 and 0) is an error, like an exception.
+        """
         ...
 
 
@@ -115,7 +118,7 @@ def make_own(name: str, family: TaskFamily, seed: int) -> Task:
                 "",
                 sized(step.image.convert("RGB")),
                 step.state,
-                OwnTarget(partial(_accepts, name, family, task, seed, k)) if step.target is None else step.target,
+                _target(step) or OwnTarget(partial(_accepts, name, family, task, seed, k)),
             )
             for k, step in enumerate(task.steps, 1)
         )
@@ -130,11 +133,20 @@ def make_own(name: str, family: TaskFamily, seed: int) -> Task:
     return Task(name, name, seed, task.question.strip(), image, steps, task.answer.strip(), choices=task.choices)
 
 
+def _target(step: OwnStep) -> Target | None:
+    if step.target is not None and not isinstance(step.target, Target):
+        raise TypeError(f"a step's target is a {type(step.target).__name__}, none of training.world.task")
+    return step.target
+
+
 def _accepts(
     name: str, family: TaskFamily, task: OwnTask, seed: int, k: int, before: Image.Image, drawn: Image.Image
 ) -> bool:
     try:
-        return bool(family.check(task, k, before, drawn))
+        verdict = family.check(task, k, before, drawn)
+        if verdict not in (True, False):  # numpy's are equal to them
+            raise TypeError(f"it returned {verdict!r}, not True or False")
+        return bool(verdict)
     except Exception as error:
         where = f"at seed {seed}, step {k}"
         raise FamilyError(f"the checker of the task family {name} fails {where}: {_text(error)}") from error

@@ -13,7 +13,7 @@ from functools import partial
 from model.nets.vq import VQModel
 from training.jobs.context import JobError
 from training.perpo.credit import is_informative
-from training.perpo.functional import DrawingJudge, score
+from training.perpo.functional import judged, score
 from training.perpo.prompts import PromptOrder, PromptSet
 from training.perpo.rollout import RolloutGroup, Sampler
 from training.scoring.custom import Sample
@@ -106,11 +106,11 @@ class Collector:
         if self.custom is not None:
             sample = Sample(prompt.question, prompt.reference, prompt.choices, prompt.slice)
             scores = self.custom.add(scores, sample, prompt.images, [len(r.token_ids) for r in group.rollouts])
+        if delta := self.hp.reward.functional:
+            scores = judged(self.vq, prompt, scores, delta if self.hp.credit == "trajectory" else 0.0)
         batch.errors += scores.errors
         for rollout, reward in zip(group.rollouts, scores.rewards, strict=True):
             rollout.reward = reward
-        if self.hp.reward.functional:
-            self._judge(group)
         batch.seen.append(group)
         learnt = RolloutGroup(prompt, [r for r in group.rollouts if r.reward is not None])
         batch.informative += is_informative(learnt, "any")
@@ -118,13 +118,6 @@ class Collector:
             batch.dropped += 1
         elif len(batch.kept) < self.hp.prompts_per_step:
             batch.kept.append(learnt)
-
-    def _judge(self, group: RolloutGroup) -> None:
-        rewards = [r.reward for r in group.rollouts if r.reward is not None]
-        weight = self.hp.reward.functional if self.hp.credit == "trajectory" else 0.0
-        judge = DrawingJudge(self.vq, group.prompt, rewards, weight)
-        for rollout in group.rollouts:
-            rollout.reward = None if rollout.reward is None else judge.judge(rollout.reward)
 
     def _require_scores(self, step: int, batch: StepBatch) -> None:
         trajectories, failed = sum(len(group.rollouts) for group in batch.seen), len(batch.errors)

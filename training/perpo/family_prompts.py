@@ -17,16 +17,21 @@ from training.world.task import Task
 class FamilyPrompts(TaskPrompts):
     """Tasks of one family."""
 
-    def __init__(self, data: TasksData, seed: int, template: Template, vq: VQModel) -> None:
+    def __init__(
+        self, data: TasksData, seed: int, template: Template, vq: VQModel, *, with_steps: bool = False
+    ) -> None:
         """Load and calibrate the family, and choose the tasks; ``seed`` is the job's.
 
         Raises:
-            training.data.rows.DataError: the family cannot be used.
+            training.data.rows.DataError: the family cannot be used, or its first tasks lack steps, ``with_steps``.
             ValueError: a seed lies in the evaluation range.
         """
         super().__init__(data.first_seed, data.num_samples, seed, template, vq)
         self._name, self._family = data.family, open_family(data, self._first)
-        self.longest = self._longest_of([self._task(i) for i in range(min(64, self._count))])
+        first = [self._task(i) for i in range(min(64, self._count))]
+        if with_steps and not any(task.steps for task in first):
+            raise DataError(f"the task family {self._name} has no steps: reward.functional has no drawing to judge")
+        self.longest = self._longest_of(first)
 
     def take(self, numbers: Sequence[int]) -> list[Prompt]:
         """Make the tasks of these numbers; raises DataError for a question that is much longer than the others."""

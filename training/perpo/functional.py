@@ -1,20 +1,22 @@
 """The functional-correctness reward: the checkers' verdict on every drawing of a trajectory.
 
 It is supervision that the paper's rewards do without, so it is off by default (`reward.functional`). Verdicts are those
-of the benchmark: each drawing is decoded and checked against the image that it started from as the model saw it.
+of the benchmark: each drawing is decoded and checked against the image that it started from as the model saw it. The
+checkers are those of the world or of a task family of your own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from PIL import Image
 
 from model.images.codes import decode_codes
 from model.nets.vq import VQModel
 from training.perpo.rollout import Prompt
-from training.scoring.rewards import RewardBreakdown, Scorer
+from training.scoring.rewards import RewardBreakdown, Scorer, Scores, score_all
 from training.world.checkers import drawing_verdicts, num_drawings
 
 Codes = tuple[int, ...]
@@ -28,14 +30,14 @@ class DrawingJudge:
 
         Args:
             vq: the decoder.
-            prompt: without a task, nothing is judged.
+            prompt: without a task that has steps, nothing is judged.
             rewards: of all trajectories to judge.
             weight: of the share of right drawings in the total.
         """
         self._prompt, self._weight = prompt, weight
         self._known: dict[tuple[Codes | None, ...], tuple[bool | None, ...]] = {}
         drawn = {codes: None for reward in rewards for _, codes in reward.steps if codes is not None}
-        wanted = list({prompt.images[-1]: None, **drawn}) if prompt.task is not None and prompt.images else []
+        wanted = list({prompt.images[-1]: None, **drawn}) if has_checkers(prompt) and prompt.images else []
         self._images: dict[Codes, Image.Image] = dict(zip(wanted, decode_codes(vq, wanted), strict=True))
 
     def judge(self, reward: RewardBreakdown) -> RewardBreakdown:
@@ -57,6 +59,23 @@ class DrawingJudge:
         right, total = sum(verdict is True for verdict in verdicts), num_drawings(task, codes)
         share = right / max(1, total - unknown)
         return replace(reward, total=reward.total + self._weight * share, functional=share, verdicts=verdicts)
+
+
+def has_checkers(prompt: Prompt) -> bool:
+    """Whether the drawings of its answers can be judged; a task of your own may have no steps."""
+    return prompt.task is not None and bool(prompt.task.steps)
+
+
+def judged(vq: VQModel, prompt: Prompt, scores: Scores, weight: float) -> Scores:
+    """The scores of a prompt's trajectories with their verdicts; arguments as for :class:`DrawingJudge`.
+
+    A trajectory whose checker raises is an error like any other.
+    """
+    known = [reward for reward in scores.rewards if reward is not None]
+    judge = DrawingJudge(vq, prompt, known, weight)
+    found = score_all(partial(judge.judge, reward) for reward in known)
+    rewards = iter(found.rewards)
+    return Scores([None if one is None else next(rewards) for one in scores.rewards], [*scores.errors, *found.errors])
 
 
 def score(scorer: Scorer, prompt: Prompt, response: Sequence[int]) -> RewardBreakdown:

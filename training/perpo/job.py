@@ -217,6 +217,9 @@ class _Run:
         found = validation(self.made, self.ctx.check_stop)
         self.metrics |= found
         self.ctx.log.metrics(self.stage, self.step, self.metrics)
+        if validation.errors:
+            wrong = f"{len(validation.errors)} answers count as wrong ({validation.errors[0]})"
+            self.ctx.log.warning("scoring_errors", f"validation at step {self.step}: {wrong}")
         self.record.add(self.step, self.metrics)
         if self.over and self.step < self.hp.steps:
             self.ctx.log.log(f"step {self.step}: the validation has not improved since step {self.record.best}")

@@ -16,7 +16,7 @@ from model.engine.engine import Engine
 from model.engine.sequence import SamplingParams
 from model.nets.transformer import Transformer
 from training.jobs.memory import slots_for
-from training.perpo.functional import DrawingJudge, score
+from training.perpo.functional import DrawingJudge, has_checkers, score
 from training.perpo.rollout import Prompt
 from training.scoring.rewards import RewardBreakdown, Scorer, score_all
 from training.spec.hyperparameters import PeRPOHyperparameters
@@ -29,14 +29,18 @@ class Validation:
     def __init__(
         self, base: LoadedCheckpoint, prompts: Sequence[Prompt], scorer: Scorer, hp: PeRPOHyperparameters
     ) -> None:
-        """``base`` provides template and VQ, ``scorer`` the verdict on an answer."""
+        """``base`` provides template and VQ, ``scorer`` the verdict on an answer.
+
+        ``errors`` are those of the last call: why answers count as wrong that could not be scored.
+        """
         self._base, self._prompts, self._scorer = base, prompts, scorer
+        self.errors: list[str] = []
         self._params = SamplingParams(temperature=0.0, max_new_tokens=hp.max_new_tokens, max_images=hp.max_images)
         longest = max(len(prompt.ids) for prompt in prompts)
         self._context = min(base.config.transformer.context_len, longest + hp.max_new_tokens)
 
     def __call__(self, transformer: Transformer, check_stop: Callable[[], None] = lambda: None) -> dict[str, float]:
-        """The metrics of these weights: `val/accuracy`, for tasks of the world also `val/drawings_right`.
+        """The metrics of these weights: `val/accuracy`, for tasks with checkers also `val/drawings_right`.
 
         ``check_stop`` is called after every answer and may raise.
         """
@@ -54,11 +58,12 @@ class Validation:
         accuracy, right, total = 0.0, 0, 0
         pairs = zip(self._prompts, answers, strict=True)
         scores = score_all(partial(self._score, prompt, answer.token_ids) for prompt, answer in pairs)
+        self.errors = scores.errors
         for prompt, reward in zip(self._prompts, scores.rewards, strict=True):
             if reward is None:  # scoring failed: not right
                 continue
             accuracy += reward.accuracy
-            if prompt.task is not None:
+            if prompt.task is not None and has_checkers(prompt):
                 right += sum(verdict is True for verdict in reward.verdicts)
                 total += num_drawings(prompt.task, [codes for _, codes in reward.steps])
         values = {"val/accuracy": accuracy / len(ids)}

@@ -202,8 +202,8 @@ def reward_metrics(rewards: Sequence[RewardBreakdown]) -> dict[str, float]:
     values: dict[str, float] = {}
     names = ["total", "accuracy", "format", "perception"]
     names += ["functional"] if any(r.functional is not None for r in rewards) else []
-    for name in names:
-        column = [getattr(r, name) or 0.0 for r in rewards]
+    for name in names:  # not every task of a family of your own has drawings to judge
+        column = [value for r in rewards if (value := getattr(r, name)) is not None]
         mean = sum(column) / len(column) if column else 0.0
         values[f"reward/{name}"] = mean
         values[f"reward/{name}_std"] = math.sqrt(sum((x - mean) ** 2 for x in column) / len(column)) if column else 0.0

@@ -170,8 +170,8 @@ class RewardHyperparameters(Strict):
     aggregation: Literal["mean", "min"] = Field("mean", description="over images: [P] mean, [C] min")
     functional: Weight = Field(
         0.0,
-        description="delta, functional correctness: the checkers' verdict on each drawing; supervision, tasks of the "
-        "world only [D]",
+        description="delta, functional correctness: the checkers' verdict on each drawing; supervision, for tasks of "
+        "the world or of your own family [D]",
     )
     copied_share: Share = Field(
         0.99,

@@ -355,8 +355,10 @@ def _may_train(data: Any) -> None:
 
 
 def _has_checkers(data: Any, hyperparameters: PeRPOHyperparameters) -> None:
-    if hyperparameters.reward.functional and not isinstance(data, UniTasksData):
-        raise ValueError(f"reward.functional needs the checkers of the world's tasks, which {data.source} has not")
+    if hyperparameters.reward.functional and not isinstance(data, UniTasksData | TasksData):
+        raise ValueError(
+            f"reward.functional needs checkers of drawings, as unitasks and tasks have them; {data.source} has none"
+        )
 
 
 JobSpec = Annotated[

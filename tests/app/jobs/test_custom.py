@@ -12,6 +12,7 @@ from app.common.settings import SettingsError, read_settings
 from app.contract.schemas_system import ExtensionsOut
 from tests.app.conftest import Serve, Server
 from tests.app.job_helpers import code, events, get, worker
+from tests.training.packages import write_package
 from training.jobs.context import JobError
 
 ROOT = Path(__file__).parents[3]
@@ -45,11 +46,8 @@ def rewards(tmp_path: Path) -> Path:
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An installed package with a reward and a task family."""
-    info = tmp_path / "mine-2.1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 2.1\n")
-    points = "[omni_r1.rewards]\ntidy = no_such_module:tidy\n[omni_r1.tasks]\ndots = no_such_module:Dots\n"
-    (info / "entry_points.txt").write_text(points)
+    rewards, tasks = {"tidy": "no_such_module:tidy"}, {"dots": "no_such_module:Dots"}
+    write_package(tmp_path, rewards=rewards, tasks=tasks, version="2.1")
     monkeypatch.syspath_prepend(str(tmp_path))
 
 

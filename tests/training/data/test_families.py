@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from examples.own_tasks import Dots
 from tests.tiny import make_tiny_checkpoint
 from tests.training.contexts import events_of, job
+from tests.training.packages import write_package
 from training.benchmark import job as benchmark
 from training.benchmark.items import Item, read_items
 from training.data.families import FamilyError, OwnStep, OwnTask, calibrate, load_family, make_own, own_tasks
@@ -33,13 +36,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def install(folder: Path, monkeypatch: pytest.MonkeyPatch, **families: str) -> None:
-    """Install a package with these entry points."""
-    info = folder / "own_families-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: own-families\nVersion: 1.0\n")
-    points = "".join(f"{name} = {target}\n" for name, target in families.items())
-    (info / "entry_points.txt").write_text(f"[omni_r1.tasks]\n{points}")
-    monkeypatch.syspath_prepend(str(folder))
+    """Install a package with these task families."""
+    monkeypatch.syspath_prepend(str(write_package(folder, tasks=families)))
 
 
 @pytest.fixture
@@ -65,6 +63,9 @@ def test_drawings_are_judged_by_the_family() -> None:
     assert judge_drawings(task, task.image, [task.image, *right[1:]]) == (len(right) - 1, len(right))
 
 
+RETURNED = {"forgets": None, "talks": "no", "counts": 2, "points": float("nan"), "maps": np.ones((2, 2), dtype=bool)}
+
+
 class Changed(Dots):
     """The example with one thing wrong."""
 
@@ -86,6 +87,8 @@ class Changed(Dots):
     def check(self, task: OwnTask, step: int, before: Image.Image, drawn: Image.Image) -> bool:
         if self.wrong == "fails":
             raise ZeroDivisionError
+        if self.wrong in RETURNED:
+            return RETURNED[self.wrong]  # type: ignore[return-value]
         if self.wrong == "strict":
             return task.answer != "4" and super().check(task, step, before, drawn)
         return self.wrong == "lax" or super().check(task, step, before, drawn)
@@ -101,6 +104,7 @@ def first_four() -> int:
         ("strict", f"rejects its own reference at seed {first_four()}, step 1"),
         ("lax", "accepts a blank image at seed 0, step 1"),
         ("fails", "fails at seed 0, step 1: ZeroDivisionError"),
+        *((wrong, "checker of the task family dots fails at seed 0, step 1: ") for wrong in RETURNED),
         ("random", "makes two different tasks of seed 0"),
         ("raises", "fails at seed 7: RuntimeError: no task"),
         ("nothing", "fails at seed 0: AttributeError"),
@@ -110,6 +114,24 @@ def first_four() -> int:
 def test_family_that_contradicts_itself_is_refused(wrong: str, problem: str) -> None:
     with pytest.raises(FamilyError, match=problem):
         calibrate("dots", Changed(wrong), range(32))
+
+
+def test_verdicts_may_be_numbers() -> None:
+    class Numbers(Dots):
+        def check(self, task: OwnTask, step: int, before: Image.Image, drawn: Image.Image) -> bool:
+            return (int, np.bool_)[step % 2](super().check(task, step, before, drawn))  # type: ignore[return-value]
+
+    calibrate("dots", Numbers(), range(8))
+
+
+def test_target_that_is_none_is_refused() -> None:
+    class Targeted(Dots):
+        def make(self, seed: int) -> OwnTask:
+            task = super().make(seed)
+            return replace(task, steps=tuple(replace(step, target="a mark") for step in task.steps))
+
+    with pytest.raises(FamilyError, match="fails at seed 5: TypeError: a step's target is a str"):
+        make_own("dots", Targeted(), 5)
 
 
 def test_targets_of_the_world_judge_too() -> None:
@@ -135,7 +157,7 @@ def test_unknown_family_names_the_known(dots: None) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["no_such_module:Dots", "examples.own_tasks:Nothing", "examples.own_tasks:red_cells"]
+    "target", ["no_such_module:Dots", "examples.own_tasks:Nothing", "examples.own_tasks:marked_cells"]
 )
 def test_broken_entry_point_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str) -> None:
     install(tmp_path, monkeypatch, broken=target)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -11,12 +10,10 @@ from PIL import Image
 from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.images.codes import encode_images
 from model.text.template import StepPart
-from training.perpo.collect import Collector
 from training.perpo.functional import DrawingJudge, score
 from training.perpo.prompts import WorldPrompts
-from training.perpo.rollout import Prompt, Rollout, RolloutGroup
+from training.perpo.rollout import Prompt
 from training.scoring.rewards import RewardBreakdown, Scorer
-from training.spec.hyperparameters import PeRPOHyperparameters, RewardHyperparameters
 from training.spec.spec import UniTasksData, parse_spec
 from training.world.checkers import drawing_verdicts, judge_drawings
 from training.world.task import StateTarget, Task
@@ -87,18 +84,6 @@ def test_move_after_a_wrong_state_is_not_wrong() -> None:
     assert drawing_verdicts(task, task.image, back) == [False] + [True] * (len(right) - 1)
 
 
-@pytest.mark.parametrize(("credit", "total"), [("trajectory", 1.5), ("step", 0.5)])
-def test_share_joins_the_total_or_the_steps(nano: LoadedCheckpoint, credit: str, total: float) -> None:
-    assert nano.vq is not None
-    prompt, (first, second) = prompt_and_images(nano)
-    hp = PeRPOHyperparameters(credit=credit, reward=RewardHyperparameters(functional=1.0))  # type: ignore[arg-type]
-    rollout = Rollout(0, [1], b"\1", [0.0], "stop", reward_of(first, second))
-    unused: Any = None
-    Collector(unused, unused, nano.vq, unused, unused, hp, seed=0)._judge(RolloutGroup(prompt, [rollout]))
-    assert rollout.reward is not None
-    assert (rollout.reward.functional, rollout.reward.total) == (1.0, total)
-
-
 def test_prompt_without_checkers_keeps_its_reward(nano: LoadedCheckpoint) -> None:
     assert nano.vq is not None
     prompt, reward = Prompt(0, (1,), "?", ((0,) * 64,), "red"), reward_of((0,) * 64)
@@ -133,5 +118,5 @@ def test_files_have_no_checkers() -> None:
         "data": {"source": "jsonl", "path": "data"},
         "hyperparameters": {"reward": {"functional": 0.5}},
     }
-    with pytest.raises(ValueError, match="needs the checkers of the world's tasks, which jsonl has not"):
+    with pytest.raises(ValueError, match="needs checkers of drawings, as unitasks and tasks have them; jsonl has none"):
         parse_spec(spec)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests.e2e.real_server import runs
 from tests.patience import PATIENCE_S
+from tests.training.packages import write_package
 from training.jobs.context import JobStopped
 from training.scoring.custom import Case, CustomValue, Response, ResponseStep, RewardError, Sample, read_value
 from training.scoring.custom_process import GIVE_UP_AFTER, FunctionReward
@@ -202,10 +203,7 @@ def test_unknown_entry_point_is_refused(reward: Open) -> None:
 
 def test_entry_point_of_a_package_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine_too.py").write_text(FUNCTIONS)
-    info = tmp_path / "mine_too-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine-too\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[omni_r1.rewards]\nhalf-of-it = mine_too:half\n")
+    write_package(tmp_path, rewards={"half-of-it": "mine_too:half"})
     monkeypatch.syspath_prepend(str(tmp_path))
     named = FunctionReward(CustomReward(name="half-of-it"))
     try:
