@@ -115,7 +115,8 @@ class _Run:
         screen(ctx, base, prompts, scorer, hp, engine)
         self.ema = MovingAverage(self.policy, hp.ema_decay) if hp.ema_decay else None
         order = PromptOrder(len(prompts), spec.seed)
-        custom = _open_custom(ctx, base, hp)
+        if (custom := _open_custom(ctx, base, hp)) is not None:
+            stack.callback(custom.close)
         sampler = make_sampler(base, prompts, hp, engine)
         self.collector = Collector(sampler, scorer, base.vq, prompts, order, hp, spec.seed, custom)
         self.updater = Updater(self.policy, reference, LegalIds.of(base.template, base.vocab), hp)

@@ -46,6 +46,7 @@ class UrlReward:
         """
         assert settings.url is not None
         self._settings = settings
+        self._name = f"the reward {settings.label} at {settings.url.partition('?')[0]}"  # a query may hold a key
         self._stop = stop if stop is not None else NeverStop()
         headers = {"Accept-Encoding": "identity"}  # makes the reply's size equal to the received size
         if settings.api_key_env is not None:
@@ -78,7 +79,7 @@ class UrlReward:
     def _send(self, cases: Sequence[Case]) -> list[Any]:
         """The values of a batch; raises RewardError after the last try."""
         body = json.dumps({"cases": [case.to_json() for case in cases]}).encode()
-        label, tries = self._settings.label, self._settings.retries + 1
+        tries = self._settings.retries + 1
         problem, wait = "", 0.0
         for attempt in range(tries):
             if attempt:
@@ -94,9 +95,9 @@ class UrlReward:
                 wait = max(wait, _retry_after(headers))
                 continue
             if status != 200:
-                raise RewardError(REFUSED, f"the reward {label} answered {status}: check its URL and its key")
-            return _rewards(content, len(cases), label)
-        raise RewardError(UNREACHABLE, f"the reward {label} cannot be reached: {problem} ({tries} tries)")
+                raise RewardError(REFUSED, f"{self._name} answered {status}: check its URL and its key")
+            return _rewards(content, len(cases), self._name)
+        raise RewardError(UNREACHABLE, f"{self._name} cannot be reached: {problem} ({tries} tries)")
 
     def _within(self, body: bytes) -> tuple[int, httpx.Headers, bytes]:
         """Post in a thread, so that a slow trickle of bytes ends after ``timeout_s``, too, and a stop at once."""
@@ -143,16 +144,16 @@ class UrlReward:
             time.sleep(min(LOOK_EVERY_S, left))
 
 
-def _rewards(content: bytes, count: int, label: str) -> list[Any]:
+def _rewards(content: bytes, count: int, name: str) -> list[Any]:
     if len(content) > MAX_REPLY_BYTES:
-        raise RewardError(REFUSED, f"the reward {label} sent more than {MAX_REPLY_BYTES} bytes")
+        raise RewardError(REFUSED, f"{name} sent more than {MAX_REPLY_BYTES} bytes")
     try:
         rewards = json.loads(content)["rewards"]
     except (ValueError, LookupError, TypeError, RecursionError):
         rewards = None
     if not isinstance(rewards, list) or len(rewards) != count:
         expected = f'{{"rewards": [...]}} with {count} values'
-        raise RewardError(REFUSED, f"the reward {label} did not reply with {expected}")
+        raise RewardError(REFUSED, f"{name} did not reply with {expected}")
     return rewards
 
 

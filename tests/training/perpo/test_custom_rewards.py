@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import uvicorn
 
+from examples.own_endpoint import app
 from tests.tiny import make_tiny_checkpoint
 from tests.training.contexts import events_of, job
+from tests.training.packages import write_package
 from training.jobs.context import JobContext, JobError
 from training.perpo import job as perpo
 
@@ -74,6 +80,43 @@ def endpoint() -> Iterator[Endpoint]:
     yield running
     running.server.shutdown()
     running.server.server_close()
+
+
+@pytest.fixture
+def example_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The example's endpoint, with a key."""
+    monkeypatch.setenv("REWARD_KEY", "secret")
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+    server.should_exit = True
+    thread.join()
+    listening.close()
+
+
+def test_example_is_the_same_by_file_name_and_url(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, example_url: str
+) -> None:
+    package = write_package(tmp_path, rewards={"tidy": "examples.own_reward:tidy"})
+    monkeypatch.syspath_prepend(str(package))
+    custom = [
+        {"file": f"{EXAMPLE}:tidy", "label": "file"},
+        {"name": "tidy"},
+        {"url": example_url, "api_key_env": "REWARD_KEY", "batch_size": 2},
+    ]
+    ctx = context(base, tmp_path / "job", custom, alpha=0.0, beta=0.0, gamma=0.0)
+    perpo.run(ctx)
+    rows = [row["values"] for row in events_of(ctx, "metrics")]
+    assert len(rows) == 3
+    for values in rows:
+        for part in ("", "/few", "/drawn", "/short"):
+            found = [values[f"reward/custom/{label}{part}"] for label in ("file", "tidy", "url")]
+            assert found == [found[0]] * 3
+        assert values["reward/total"] == pytest.approx(3.0 * values["reward/custom/tidy"])
+    assert any(values["reward/custom/tidy"] for values in rows)
+    assert httpx.post(example_url, json={"cases": []}).status_code == 401
 
 
 def test_example_joins_total_metrics_and_samples(base: Path, tmp_path: Path) -> None:
@@ -151,16 +194,20 @@ def test_unusable_reward_fails_before_the_first_step(base: Path, tmp_path: Path,
 
 
 def test_url_that_goes_down_keeps_what_was_learnt(base: Path, tmp_path: Path, endpoint: Endpoint) -> None:
-    """Down from step 3 on: its checkpoint stays, and the job resumes to the end that it would have had."""
-    custom = {"url": endpoint.url, "weight": 0.1, "retries": 1}
+    """Down from step 1, then from step 3 on: the job resumes to the end that it would have had."""
+    custom = {"url": f"{endpoint.url}?key=secret", "weight": 0.1, "retries": 1}
     whole = context(base, tmp_path / "whole", custom)
     perpo.run(whole)
-    endpoint.requests, endpoint.fail_from = 0, 1 + 2 * 2 + 1  # the empty batch and two groups of each step
-    ctx = context(base, tmp_path / "job", custom)
-    with pytest.raises(JobError, match=r"step 3: .*status 500 \(2 tries\); the last good checkpoint is") as failed:
-        perpo.run(ctx)
-    assert failed.value.code == "reward_unreachable"
-    assert [path.name for path in (ctx.folder / "checkpoints").iterdir()] == ["made-step-2"]
+    place = rf"the reward url at {re.escape(endpoint.url)} cannot be reached: status 500 \(2 tries\)"
+    for step, made in ((1, []), (3, ["made-step-2"])):
+        requests = 1 + 2 * 2 if step == 3 else 1  # the empty batch, and two groups of each step
+        endpoint.requests, endpoint.fail_from = 0, requests + 1
+        ctx = context(base, tmp_path / "job", custom, resume=step == 3)
+        with pytest.raises(JobError, match=rf"step {step}: {place}; ") as failed:
+            perpo.run(ctx)
+        assert failed.value.code == "reward_unreachable"
+        assert "secret" not in str(failed.value)
+        assert [path.name for path in ctx.folder.glob("checkpoints/*")] == made
     endpoint.fail_from = 1_000_000
     again = context(base, tmp_path / "job", custom, resume=True)
     perpo.run(again)
