@@ -79,6 +79,22 @@ BAD_SPECS: list[tuple[dict[str, Any], str]] = [
     ({"data": {"source": "jsonl", "path": "hf://lab/shapes"}}, "body.data.path"),
     ({"data": {"source": "jsonl", "path": "hf://datasets/lab/shapes", "columns": {}}}, "body.data.columns"),
     ({"data": {"source": "jsonl", "path": "not-there.jsonl"}}, "body.data.path"),
+    *(
+        ({"method": "perpo", "data": {**data, "difficulty": "adaptive"}}, path)
+        for data, path in (
+            ({"source": "jsonl", "path": "empty.jsonl"}, "body.data"),
+            ({"source": "traces", "rating": 1}, "body.data"),
+            ({"source": "tasks", "family": "dots"}, "body.data.difficulty"),
+        )
+    ),
+    (
+        {
+            "method": "perpo",
+            "data": {"source": "jsonl", "path": "empty.jsonl"},
+            "hyperparameters": {"reward": {"functional": 1.0}},
+        },
+        "body",
+    ),
     ({"data": {"source": "jsonl", "path": "empty.jsonl"}}, "body.data.path"),
     ({"data": {"source": "traces", "trace_ids": ["tr_nobody"]}}, "body.data.trace_ids.0"),
     ({"data": {"source": "jsonl", "path": "~no-such-user/a.jsonl"}}, "body.data.path"),
