@@ -252,7 +252,7 @@ export const WARNINGS = {
   },
   scoring_errors: {
     title: 'Some traces could not be scored',
-    means: 'Scoring raised an error; these traces were left out of the update instead of being counted as wrong.',
+    means: 'Scoring raised an error; these traces were left out of the update. In a validation they count as wrong.',
     todo: 'See the log for the reason. The job ends when more than a tenth of the traces fail.',
   },
   judge_silent: {
