@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import pytest
 
 from app.client import Client
 from tests.e2e.browser import FakeServer, Open, Studio, launched, new_context, require_browser
-from tests.e2e.real_server import SHIPPED, Server, new_server
+from tests.e2e.real_server import ROOT, SHIPPED, Server, new_server
 from tests.e2e.states import played_recipe
+from tests.training.packages import write_package
 
 
 @pytest.fixture
@@ -54,9 +56,18 @@ def browser(chromium: None) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def slow_url(tmp_path_factory: pytest.TempPathFactory, chromium: None) -> Iterator[str]:
-    """A scripted server whose traces take seconds, so that pages can be reloaded in the middle."""
-    server = FakeServer(tmp_path_factory.mktemp("slow") / "home")
+    """A scripted server whose traces take seconds, so that pages can be reloaded in the middle.
+
+    It accepts the rewards of `examples/`, and has a package with the example's task family.
+    """
+    folder = tmp_path_factory.mktemp("slow")
+    server = FakeServer(folder / "home")
     server.pace_s = 0.12
+    package = write_package(
+        folder, rewards={"tidy": "examples.own_reward:tidy"}, tasks={"dots": "examples.own_tasks:Dots"}
+    )
+    path = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
+    server.environment |= {"PYTHONPATH": path, "OMNI_R1_REWARDS_DIR": str(ROOT / "examples")}
     yield server.start().url
     server.kill()
 

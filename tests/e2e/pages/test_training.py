@@ -16,6 +16,7 @@ from tests.e2e.browser import PATIENCE_MS, Open, asked_in_address, becomes, conn
 from tests.e2e.pages.test_looks import SMALL_TARGETS
 from tests.e2e.real_server import Server
 from tests.e2e.states import CHECKPOINTS, DATA, TRAINING, own_data
+from training.spec.spec import parse_spec
 
 pytestmark = pytest.mark.timeout(600)  # an upper bound on a very busy machine, including a server start
 PERPO = {
@@ -224,6 +225,19 @@ def test_folder_without_a_checkpoint_is_rejected(studio: Open, slow_url: str, tm
     page.wait_for_selector(".or-register .or-error:visible")
     assert len(page.inner_text(".or-register .or-error")) > 20
     assert page.input_value(".or-register input") == str(tmp_path)
+
+
+def test_own_rewards_and_tasks_are_shown_as_a_job_names_them(studio: Open, slow_url: str) -> None:
+    page = studio(slow_url).page("/training", ready=TRAINING)
+    names = ["tidy", "own_reward.py:tidy", "own_reward.py:names_the_answer", "dots"]
+    becomes(page, texts_of(".or-extension-name strong"), names)
+    kinds = page.locator(".or-extension-name .or-quiet").all_inner_texts()
+    assert kinds == ["reward"] * 3 + ["task family"]
+    *rewards, tasks = (json.loads(f"{{{text}}}") for text in page.locator(".or-extensions-list code").all_inner_texts())
+    for reward, key in zip(rewards, ("name", "file", "file"), strict=True):
+        spec = parse_spec({"method": "perpo", "base_checkpoint": "nano-omni-r1", "hyperparameters": reward, **tasks})
+        (custom,) = spec.resolved()["hyperparameters"]["reward"]["custom"]
+        assert custom[key] in names
 
 
 def test_unknown_job_is_reported(studio: Open, slow_url: str) -> None:
