@@ -252,7 +252,7 @@ class Client(BranchCalls, WhyCalls, CurationCalls, JobCalls, RunCalls, StorageCa
     ) -> Reward:
         """Grades an answer as training and benchmarks do; `choices` in order, or by label.
 
-        `reward` has weights and `custom` rewards of your own, as in a job.
+        `reward` has weights (`alpha`, `beta`, `gamma`, `functional`) and `custom` rewards of your own, as in a job.
         """
         given = dict(choices) if isinstance(choices, Mapping) else list(choices)
         body: dict[str, Any] = {"answer": answer, "reference": reference, "choices": given, "similarity": similarity}
@@ -263,7 +263,10 @@ class Client(BranchCalls, WhyCalls, CurationCalls, JobCalls, RunCalls, StorageCa
     def trace_reward(
         self, trace_id: str, reference: str | None = None, *, reward: Mapping[str, Any] | None = None
     ) -> Reward:
-        """Scores a completed trace: answer, format, drawings, total. A task's trace needs no `reference`."""
+        """Scores a completed trace: answer, format, drawings, total. A task's trace needs no `reference`.
+
+        `reward` as for :meth:`reward`.
+        """
         given = {"trace_id": trace_id, "reference": reference, "reward": reward}
         body = {name: value for name, value in given.items() if value is not None}
         return cast(Reward, self._json("POST", "/v1/rewards", json=body))

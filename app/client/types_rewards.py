@@ -36,6 +36,7 @@ class Reward(TypedDict):
     drawings: NotRequired[list[Drawing]]
     drawings_right: NotRequired[int]
     drawings_total: NotRequired[int]
+    functional: NotRequired[float | None]
     custom: NotRequired[dict[str, CustomReward]]
     weights: NotRequired[dict[str, float]]
     total: NotRequired[float | None]

@@ -23,6 +23,9 @@ class RewardSettingsIn(In):
     alpha: float | None = Field(None, description="of the accuracy")
     beta: float | None = Field(None, description="of the format")
     gamma: float | None = Field(None, description="of the perception")
+    functional: float | None = Field(
+        None, description="of the share of right drawings, as in a job with `credit: trajectory`; 0 by default"
+    )
     custom: dict[str, Any] | Annotated[list[dict[str, Any]], Field(max_length=4)] = Field(
         default_factory=list, description="as `reward.custom` of a job: `name`, `file` or `url`, `weight`, …"
     )
@@ -83,6 +86,9 @@ class RewardOut(Out):
     drawings: list[DrawingOut] | None = Field(None, description="of a trace, in order")
     drawings_right: int | None = Field(None, description="of a task's trace: drawings that its checkers accept")
     drawings_total: int | None = Field(None, description="of a task's trace: drawings that it needs or has")
+    functional: float | None = Field(
+        None, description="of a task's trace: the share of right drawings; null if the verdict on each is unknown"
+    )
     custom: dict[str, CustomRewardOut] | None = Field(None, description="rewards of your own by label")
-    weights: dict[str, float] | None = Field(None, description="of a trace: alpha, beta and gamma of the total")
+    weights: dict[str, float] | None = Field(None, description="of a trace: those of the total")
     total: float | None = Field(None, description="of a trace: the weighted sum; null if a component is unknown")

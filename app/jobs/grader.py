@@ -101,9 +101,9 @@ class Grader:
             scored["custom"] = self._own(settings.custom, body, scored, answer, reference, parts)
             extra = sum(one["weight"] * one["value"] for one in scored["custom"].values())
         if parts is not None:
-            scored["weights"] = {name: getattr(settings, name) for name in ("alpha", "beta", "gamma")}
-            names = {"alpha": "accuracy", "beta": "format", "gamma": "perception"}
-            values = [(weight, scored[names[name]]) for name, weight in scored["weights"].items()]
+            names = {"alpha": "accuracy", "beta": "format", "gamma": "perception", "functional": "functional"}
+            scored["weights"] = {name: getattr(settings, name) for name in names}
+            values = [(weight, scored.get(names[name])) for name, weight in scored["weights"].items()]
             known = all(value is not None or weight == 0 for weight, value in values)
             scored["total"] = sum(weight * (value or 0.0) for weight, value in values) + extra if known else None
         return scored
@@ -211,6 +211,7 @@ def _components(parts: TraceParts) -> dict[str, Any]:
     }
     if parts.drawings is not None:
         found |= dict(zip(("drawings_right", "drawings_total"), parts.drawings, strict=True))
+        found["functional"] = parts.functional
     return found
 
 

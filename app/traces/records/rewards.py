@@ -51,6 +51,18 @@ class TraceParts:
     num_tokens: int
     image_ids: tuple[list[str], dict[int, str]]
 
+    @property
+    def functional(self) -> float | None:
+        """The share of right drawings, without those that cannot be judged, as `reward.functional` weights it.
+
+        None without a task, and for a trace of an earlier version, which has no verdict on any of its drawings.
+        """
+        if self.drawings is None or (self.images and not self.rights):
+            return None
+        right, total = self.drawings
+        unknown = sum(step not in self.rights for step, _ in self.images)
+        return right / max(1, total - unknown)
+
 
 def parts_of(
     trace: Mapping[str, Any],

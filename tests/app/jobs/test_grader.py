@@ -142,6 +142,7 @@ async def test_rewards_a_job_may_not_use_are_rejected(server: Server) -> None:
         ({"custom": {"url": "http://a", "weight": "1"}}, "invalid", "body.reward.custom.0.weight"),
         ({"custom": [{}]}, "invalid", "body.reward.custom.0"),
         ({"alpha": -1.0}, "invalid", "body.reward.alpha"),
+        ({"functional": -1.0}, "invalid", "body.reward.functional"),
         ({"delta": 1.0}, "invalid", "body.reward.delta"),
     ]
     for reward, code, path in bad:

@@ -10,11 +10,14 @@ import torch
 
 from app.client import BadInput, Conflict, NotFound
 from app.client.types import Trace
+from app.traces.records.rewards import TraceParts
 from model.checkpoint.checkpoint import load_checkpoint
 from model.checkpoint.shards import SHIPPED
 from model.images.codes import decode_codes, encode_images
 from tests.app.traces.real import FIRST_TASK, MODEL, Studio
-from training.scoring.rewards import Scorer
+from training.perpo.functional import judged
+from training.perpo.rollout import Prompt
+from training.scoring.rewards import Scorer, Scores
 from training.spec.hyperparameters import RewardHyperparameters
 from training.world.checkers import judge_drawings
 from training.world.task import identity_steps
@@ -58,7 +61,7 @@ def test_trace_gets_the_components_of_training(studio: Studio) -> None:
         assert (found["accuracy"], found["format"], found["check"]) == (wanted.accuracy, wanted.format, "exact")
         assert found["perception"] == pytest.approx(wanted.perception, abs=1e-4)
         assert found["total"] == pytest.approx(wanted.total, abs=1e-4)
-        assert found["weights"] == {"alpha": weights.alpha, "beta": weights.beta, "gamma": weights.gamma}
+        assert found["weights"] == {name: getattr(weights, name) for name in ("alpha", "beta", "gamma", "functional")}
         assert [one["check"] for one in found["drawings"]] == [image.verdict for image in wanted.images]
         assert [one["energy"] for one in found["drawings"]] == pytest.approx(
             [i.energy for i in wanted.images], abs=1e-3
@@ -70,6 +73,12 @@ def test_trace_gets_the_components_of_training(studio: Studio) -> None:
         assert (found["drawings_right"], found["drawings_total"]) == (right, total)
         assert sum(bool(one["right"]) for one in found["drawings"]) == right
         assert None not in {one["right"] for one in found["drawings"]}
+        prompt = Prompt(0, (1,), task.question, (seen,), task.answer, task=task)
+        (whole,) = judged(loaded.vq, prompt, Scores([wanted], []), weight=2.0).rewards
+        assert whole is not None
+        weighted = studio.client.trace_reward(trace["id"], reward={"functional": 2.0})
+        assert weighted["functional"] == found["functional"] == whole.functional
+        assert weighted["total"] == pytest.approx(whole.total, abs=1e-4)
 
 
 def test_verdict_of_each_drawing_is_in_the_trace(studio: Studio) -> None:
@@ -100,6 +109,36 @@ def test_weights_make_the_total(studio: Studio) -> None:
     assert found["total"] == pytest.approx(2.0 * found["format"] + (found["perception"] or 0.0))
 
 
+@pytest.mark.parametrize(
+    ("steps", "rights", "drawings", "share"),
+    [
+        ([1, 2, 3], {1: True, 2: False, 3: True}, (2, 4), 0.5),
+        ([1, 2, 3], {1: False, 3: True}, (1, 3), 0.5),  # the second could not be judged
+        ([], {}, (0, 2), 0.0),
+        ([1, 2], {}, (2, 2), None),  # of an earlier version
+        ([1], {}, None, None),  # without a task
+    ],
+)
+def test_share_of_right_drawings_leaves_the_unjudged_out(
+    steps: list[int], rights: dict[int, bool], drawings: tuple[int, int] | None, share: float | None
+) -> None:
+    parts = TraceParts(
+        question="?",
+        slice=None,
+        answer="red",
+        reference="red",
+        steps=[],
+        format=1.0,
+        images=[(step, None) for step in steps],
+        perception=None,
+        rights=rights,
+        drawings=drawings,
+        num_tokens=9,
+        image_ids=([], {}),
+    )
+    assert parts.functional == share
+
+
 def test_own_reward_sees_the_whole_trace(studio: Studio) -> None:
     trace = studio.asked(2, "operational")
     custom = [{"file": "own_reward.py:tidy", "weight": 3.0}, {"file": "own_reward.py:names_the_answer", "images": True}]
@@ -121,7 +160,9 @@ def test_trace_without_a_task_needs_a_reference(studio: Studio) -> None:
     found = studio.client.trace_reward(trace["id"], str(trace["answer"]))
     assert found["accuracy"] == 1.0
     assert {one["right"] for one in found["drawings"]} == {None}
-    assert "drawings_total" not in found
+    assert not {"drawings_total", "functional"} & found.keys()
+    unknown = studio.client.trace_reward(trace["id"], str(trace["answer"]), reward={"functional": 1.0})
+    assert (found["total"] is not None, unknown["total"]) == (True, None)
 
 
 def test_branch_is_scored_with_its_kept_steps(studio: Studio) -> None:
