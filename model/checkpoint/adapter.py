@@ -23,7 +23,7 @@ from model.checkpoint.checkpoint import VQ_FILE, load_checkpoint, save_checkpoin
 from model.checkpoint.manifest import Manifest
 from model.checkpoint.shards import ADAPTER, CheckpointError
 from model.config import ConfigError, read_json
-from model.nets.lora import TARGETS, LoRASettings, attach, merged_state, pairs
+from model.nets.lora import TARGETS, LoRASettings, MergedState, attach, pairs
 from model.nets.transformer import Transformer
 
 WEIGHTS = "adapter_model.safetensors"
@@ -184,7 +184,7 @@ def merge_adapter(
     return save_checkpoint(
         target,
         config=stored.config,
-        transformer_state=merged_state(stored.transformer),
+        transformer_state=MergedState(stored.transformer),
         tokenizer=base / "tokenizer.json",
         manifest=manifest,
         vq_state=None if vq_file.exists() or stored.vq is None else stored.vq.state_dict(),

@@ -335,13 +335,21 @@ def _build_vq(
 def _lm_state_to_save(
     transformer_state: Mapping[str, Tensor], config: ModelConfig, dtype: torch.dtype | None
 ) -> dict[str, Tensor]:
-    state = {name: tensor.detach().to("cpu", dtype) for name, tensor in transformer_state.items()}
+    state = {name: transformer_state[name].detach().to("cpu", dtype) for name in transformer_state}
     _fit_state(state, config)
     return state
 
 
 def _save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(state.items())}
+    tensors: dict[str, Tensor] = {}
+    written = set[int]()
+    for name, value in sorted(state.items()):
+        tensor = value.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        if storage.nbytes() > tensor.nbytes or storage.data_ptr() in written:  # safetensors refuses shared memory
+            tensor = tensor.clone()
+        written.add(storage.data_ptr())
+        tensors[name] = tensor
     save_file(tensors, path, metadata={"format": "pt"})
 
 

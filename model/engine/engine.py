@@ -102,6 +102,7 @@ class Engine:
 
     def refresh(self) -> None:
         """Rebuild the stacked weights from the module's parameters; call after every optimiser step."""
+        del self._weights, self._run, self._graphs  # the old copy goes before the new one is made
         self._stack(release=False)
         self.cache.forget()
 

@@ -122,7 +122,7 @@ def effective(linear: nn.Linear) -> Tensor:
     pair = pair_of(linear)
     if pair is None:
         return linear.weight
-    return (linear.weight.float() + pair.scale * (pair.b @ pair.a)).to(linear.weight.dtype)
+    return torch.addmm(linear.weight.float(), pair.b, pair.a, alpha=pair.scale).to(linear.weight.dtype)
 
 
 def adapter(*linears: nn.Linear, rows: Callable[[int, Tensor], Tensor] = lambda _, b: b, train: bool) -> Adapter | None:
@@ -169,14 +169,28 @@ def load_trained_state(transformer: nn.Module, state: Mapping[str, Tensor]) -> N
     transformer.load_state_dict(dict(state), strict=False)
 
 
-def merged_state(transformer: nn.Module) -> dict[str, Tensor]:
-    """The state dict of the plain transformer that answers the same: pairs merged in, their names gone."""
-    state = {name: value for name, value in transformer.state_dict().items() if ".lora." not in name}
-    with torch.no_grad():
-        for name, linear in _projections(transformer):
-            if pair_of(linear) is not None:
-                state[f"{name}.weight"] = effective(linear)
-    return state
+class MergedState(Mapping[str, Tensor]):
+    """The state dict of the plain transformer that answers the same: pairs merged in, their names gone.
+
+    A matrix is merged whenever it is read: a reader that drops each one takes the memory of one.
+    """
+
+    def __init__(self, transformer: nn.Module) -> None:
+        self._state = {name: value for name, value in transformer.state_dict().items() if ".lora." not in name}
+        self._merged = {f"{name}.weight": linear for name, linear in _projections(transformer) if pair_of(linear)}
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The weights as they are now."""
+        if (linear := self._merged.get(name)) is None:
+            return self._state[name]
+        with torch.no_grad():
+            return effective(linear)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._state)
+
+    def __len__(self) -> int:
+        return len(self._state)
 
 
 def shared_copy(module: _Model) -> _Model:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from model.checkpoint.checkpoint import VQ_FILE, LoadedCheckpoint, load_checkpoint, save_checkpoint
 from model.checkpoint.manifest import Capabilities
+from model.checkpoint.memory import parameters
 from model.checkpoint.shards import CheckpointError
 from model.text.template import TemplateName
 from training.jobs.context import JobContext, JobError
@@ -96,7 +97,7 @@ def save_training_checkpoint(
         base: source of config, tokenizer, VQ and manifest.
         stage: ``pesft``, ``perpo`` or ``zero``.
         step: finished steps.
-        transformer_state: fp32 weights.
+        transformer_state: the weights, on any device.
         run: the run whose state is included.
         metrics: the latest metrics, for the list of checkpoints.
         description: for the model card.
@@ -148,7 +149,7 @@ def save_training_checkpoint(
     save_checkpoint(
         folder,
         config=base.config,
-        transformer_state={name: tensor.detach().cpu() for name, tensor in transformer_state.items()},
+        transformer_state=transformer_state,
         tokenizer=base.folder / "tokenizer.json",
         manifest=manifest,
         vq_state=None if vq_file.exists() or base.vq is None else base.vq.state_dict(),
@@ -227,10 +228,10 @@ def bytes_of(state: Any) -> int:
     return sum(bytes_of(item) for item in items)
 
 
-def checkpoint_bytes(base: LoadedCheckpoint, transformer_state: Mapping[str, Tensor]) -> int:
+def checkpoint_bytes(base: LoadedCheckpoint) -> int:
     """Size of a checkpoint in addition to its run state: weights in bf16, and the base's files."""
     others = sum(path.stat().st_size for path in base.folder.iterdir() if path.is_file() and _is_copied(path))
-    return 2 * sum(tensor.numel() for tensor in transformer_state.values()) + others
+    return 2 * parameters(base.config.transformer) + others
 
 
 def _is_copied(path: Path) -> bool:

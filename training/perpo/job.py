@@ -24,7 +24,7 @@ from model.checkpoint.checkpoint import LoadedCheckpoint
 from model.checkpoint.manifest import Perception
 from model.engine.phases import LegalIds
 from model.images.codes import decode_codes
-from model.nets.lora import load_trained_state, merged_state, shared_copy, trained_state
+from model.nets.lora import MergedState, load_trained_state, shared_copy, trained_state
 from model.nets.transformer import Transformer
 from training.cluster.pool import PoolError
 from training.data.rows import DataError
@@ -160,7 +160,7 @@ class _Run:
             batch = self.collector.collect(self.step, self.cursor, self.ctx.check_stop)
             drawn = time.monotonic()
             updated = self.updater.step(batch.kept, self.step) if batch.kept else {}
-            check_finite(self.policy.state_dict(), self.step + 1)  # before replacing a good state
+            check_finite(trained_state(self.policy), self.step + 1)  # before replacing a good state
             if self.ema is not None and batch.kept:
                 self.ema.update(self.policy)
         except (JobStopped, PoolError):  # the step's samples are redrawn on resume: nothing was updated yet
@@ -227,7 +227,6 @@ class _Run:
 
     def save(self, *, whole: bool = True) -> None:
         """Save the state, with a checkpoint if ``whole``."""
-        weights = merged_state(self.made)
         state = {
             "step": self.step,
             "cursor": self.cursor,
@@ -248,7 +247,7 @@ class _Run:
                     self.base,
                     stage=self.stage,
                     step=self.step,
-                    transformer_state=weights,
+                    transformer_state=MergedState(self.made),
                     run=self.folder,
                     metrics=self.metrics,
                     description=_description(self.base),
@@ -256,7 +255,7 @@ class _Run:
                     keep_states=self.hp.keep_states,
                 )
 
-        needed = bytes_of(state) + (checkpoint_bytes(self.base, weights) if whole else 0)
+        needed = bytes_of(state) + (checkpoint_bytes(self.base) if whole else 0)
         save_step(self.ctx, write, step=self.step, needed=needed, last=self.over)
 
     def result(self) -> dict[str, Any]:

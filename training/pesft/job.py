@@ -20,7 +20,7 @@ import numpy as np
 
 from model.checkpoint.checkpoint import LoadedCheckpoint
 from model.checkpoint.manifest import ImageCount
-from model.nets.lora import merged_state
+from model.nets.lora import MergedState
 from training.data.drills import rehearsal
 from training.data.rows import DataError, Intake
 from training.data.samples import SEEDS_A_RUN, SampleEncoder, build_token_set, trace_samples
@@ -155,7 +155,7 @@ class _Job(RunHost):
     def on_save(self, step: int, run: RunFolder, state: State) -> None:
         check_finite(state["model"], step)  # before replacing the good state
         transformer = self.base.transformer
-        weights = state["model"] if self.hyper.lora is None else merged_state(transformer)
+        weights = state["model"] if self.hyper.lora is None else MergedState(transformer)
 
         def write() -> None:
             run.save_state(state)
@@ -175,7 +175,7 @@ class _Job(RunHost):
                 keep_states=self.hyper.keep_states,
             )
 
-        needed = bytes_of(state) + checkpoint_bytes(self.base, weights)
+        needed = bytes_of(state) + checkpoint_bytes(self.base)
         save_step(self.ctx, write, step=step, needed=needed, last=step == self.total)
 
 

@@ -17,7 +17,7 @@ from model.checkpoint.adapter import WEIGHTS, load_adapter, merge_adapter, read_
 from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.checkpoint.shards import ADAPTER, CheckpointError
 from model.nets.attention import CausalAttention
-from model.nets.lora import LoRASettings, attach, merged_state, pairs
+from model.nets.lora import LoRASettings, MergedState, attach, pairs
 from tests.tiny import make_tiny_checkpoint
 
 pytest.importorskip("peft")
@@ -112,7 +112,7 @@ def test_convert_merges_an_adapter_into_its_base(
     given = [] if named else ["--base", str(base)]
     assert main(["convert", str(adapter), str(tmp_path / "out"), *given]) == 0
     merged = load_checkpoint(tmp_path / "out").transformer.state_dict()
-    for name, value in merged_state(loaded.transformer).items():
+    for name, value in MergedState(loaded.transformer).items():
         assert torch.equal(merged[name], value.bfloat16().float()), name
 
 

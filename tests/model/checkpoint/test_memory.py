@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from app.cli.main import main
 from model.checkpoint.checkpoint import load_checkpoint
@@ -41,6 +37,7 @@ from model.nets.attention import Attention, HidingAttention, RecordedAttention
 from model.nets.transformer import CausalAttention, Transformer
 from model.precision import Precision, autocast
 from model.quantisation import QuantKind
+from tests.model.live import Live
 from tests.model.sparse import chameleon_config, sparse_checkpoint
 from tests.model.spoil import change_lm
 from tests.tiny import make_tiny_checkpoint
@@ -150,24 +147,6 @@ def test_counted_activations_are_those_of_a_forward(precision: Precision, width:
     weights = 4 * width * (3 * width + 2 * middle) if bytes_of_one == 4 else 2 * layer_parameters(config)
     expected = 2 * (tokens * layer_activations(config, width=bytes_of_one) + weights)
     assert kept(3) - kept(1) == pytest.approx(expected, rel=0.1)
-
-
-class Live(TorchDispatchMode):
-    """Counts the bytes of tensors that exist at once; `peak` is the most."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.held: dict[int, int] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = call(*args, **(kwargs or {}))
-        for tensor in tree_leaves(found):
-            if isinstance(tensor, Tensor) and id(storage := tensor.untyped_storage()) not in self.held:
-                self.held[id(storage)] = storage.nbytes()
-                weakref.finalize(storage, self.held.pop, id(storage), None)
-        self.peak = max(self.peak, sum(self.held.values()))
-        return found
 
 
 @pytest.mark.parametrize("kind", ["causal", "hiding", "recorded"])

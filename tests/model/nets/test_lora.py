@@ -13,9 +13,9 @@ from model.nets.attention import PackedAttention, PackedLayout
 from model.nets.lora import (
     TARGETS,
     LoRASettings,
+    MergedState,
     attach,
     load_trained_state,
-    merged_state,
     pairs,
     shared_copy,
     trained_state,
@@ -62,7 +62,7 @@ def test_pairs_beside_the_matrices_equal_merged_ones(transformer: Transformer, t
     assert (beside - before).abs().max() > 1e-3
     torch.testing.assert_close(states(transformer, merged=True), beside, rtol=1e-4, atol=1e-5)
     plain = Transformer(transformer.config)
-    plain.load_state_dict(merged_state(transformer))
+    plain.load_state_dict(MergedState(transformer))
     torch.testing.assert_close(states(plain), beside, rtol=1e-4, atol=1e-5)
 
 

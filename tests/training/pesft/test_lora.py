@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from model.checkpoint.adapter import load_adapter
 from model.checkpoint.checkpoint import load_checkpoint
-from model.nets.lora import TARGETS, merged_state
+from model.nets.lora import TARGETS, MergedState
 from tests.training.job_helpers import losses, make_context, pesft_spec
 from training.jobs.checkpoints import ADAPTER_FOLDER
 from training.jobs.context import JobError, JobStopped
@@ -56,7 +56,7 @@ def test_the_adapter_gives_the_checkpoints_weights(job: Path, tiny_checkpoint: P
     settings = load_adapter(transformer, folder / ADAPTER_FOLDER)
     assert (settings.rank, settings.alpha, settings.dropout) == (4, 16.0, 0.1)
     after = weights(folder)
-    for name, value in merged_state(transformer).items():
+    for name, value in MergedState(transformer).items():
         assert torch.equal(value.bfloat16().float(), after[name]), name
 
 
