@@ -8,7 +8,7 @@ a pass needs `work_per_token` for each position, its matrices more for a part of
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,8 @@ WIDTHS = {"fp32": 4, "bf16": 2}
 TRAINED_TOKENS = 5_100  # of one sequence in training: the longest of the authors' code
 AMPLE_CONTEXT = 12_000  # of serving: ten drawings of a 7B behind an image, and what the authors generate
 LORA_RANK = 16
-CHUNKED_LOGITS, LOGIT_BYTES = 1 << 25, 12  # of a loss that exist at once; bytes of each with its gradient
+CHUNKED_LOGITS = 1 << 25  # of a loss that exist at once
+LOGIT_BYTES, POLICY_LOGIT_BYTES = 12, 28  # of each with its gradient: cross-entropy alone, and PeRPO's with entropies
 _ENCODER_COPIES = 6.2  # activations at full resolution at the encoder's peak, measured with the 7B's VQ in fp32
 
 
@@ -144,29 +145,73 @@ def memory_needs(
     )
 
 
+@dataclass(frozen=True)
+class JobFigures:
+    """What decides a job's memory, its weights aside; by default a job at its least, as `omni-r1 doctor` counts it.
+
+    Attributes:
+        tokens: that training computes at once.
+        recompute: whether only the input of each layer is kept for the backward.
+        rank: of LoRA pairs.
+        targets: projections that have a pair; None: all.
+        context: positions of a rollout; this and what follows is PeRPO's.
+        rollouts: at once.
+        engines: with weights and rollouts of their own: that of the rollouts, perhaps one of the validation.
+        reference: whether a reference policy is kept; with LoRA the frozen weights are one.
+        average: whether a moving average of what is trained is kept.
+    """
+
+    tokens: int = TRAINED_TOKENS
+    recompute: bool = True
+    rank: int = LORA_RANK
+    targets: Sequence[str] | None = None
+    context: int = TRAINED_TOKENS
+    rollouts: int = 2
+    engines: int = 1
+    reference: bool = True
+    average: bool = False
+
+
 def training_needs(
-    config: ModelConfig, entries: Mapping[str, TensorEntry], *, width: int, device: str, tokens: int = TRAINED_TOKENS
+    config: ModelConfig,
+    entries: Mapping[str, TensorEntry],
+    *,
+    width: int,
+    device: str,
+    figures: JobFigures = JobFigures(),
 ) -> dict[str, int]:
-    """Bytes of each kind of job at its least: layers recomputed, one sequence of ``tokens`` at a time.
+    """Bytes of each kind of job with these figures.
 
     ``full_*`` train every weight, in fp32 with AdamW; the forward runs with numbers of ``width`` bytes. ``lora_*`` keep
-    the weights in ``width`` bytes and train pairs of rank 16 on every matrix. Both keep the input of each layer, and
-    one layer's activations in the backward pass. PeRPO adds the engine's own weights, the keys and values of two
-    rollouts at a time, unchunked logits and, in full, a reference policy.
+    the weights in ``width`` bytes and train pairs. Both keep the input of each layer and one layer's activations in the
+    backward pass, or the activations of all layers. PeRPO adds the rows of the head that can be sampled, the engine's
+    own weights, keys and values, and in full a reference policy. A save takes less than a step.
     """
     t, v = config.transformer, config.transformer.vocab_size
     still = RUNTIME_BYTES[device] + memory_needs(config, entries, width=4).weights - 4 * parameters(t)  # and the VQ
-    states = tokens * (layer_activations(t, width=width) + 4 * t.num_layers * t.hidden_size)
+    one = layer_activations(t, width=width)
+    if figures.recompute:
+        states = figures.tokens * (one + 4 * t.num_layers * t.hidden_size)
+        full_copies = lora_copies = 0
+    else:
+        states = figures.tokens * t.num_layers * one
+        others = width * (t.num_layers - 1)  # layers whose stacked weights are kept, too
+        full_copies = others * (_stacked(t) if width == 4 else layer_parameters(t))
+        lora_copies = others * _stacked(t)
     states += 2 * (width + 4) * layer_parameters(t)  # the layer's stacked weights and their gradient
-    logits = LOGIT_BYTES * min(tokens * v, CHUNKED_LOGITS)
-    kv = 2 * t.num_layers * t.num_kv_heads * t.head_dim * tokens
-    full = still + 16 * parameters(t) + states
-    lora = still + width * parameters(t) + 16 * LORA_RANK * t.num_layers * _lora_edges(t) + states
+    logits = min(figures.tokens * v, CHUNKED_LOGITS)
+    pairs = figures.rank * t.num_layers * _lora_edges(t, figures.targets)
+    full = still + 16 * parameters(t) + states + full_copies
+    lora = still + width * parameters(t) + 16 * pairs + states + lora_copies
+    kv = 2 * t.num_layers * t.num_kv_heads * t.head_dim * figures.context
+    rollouts = figures.engines * (parameters(t) + figures.rollouts * kv)
+    policies = figures.reference + figures.average
+    head, policy = v * t.hidden_size, POLICY_LOGIT_BYTES * logits
     return {
-        "lora_pesft": lora + logits,
-        "full_pesft": full + logits,
-        "lora_perpo": lora + LOGIT_BYTES * tokens * v + width * (parameters(t) + 2 * kv),
-        "full_perpo": full + LOGIT_BYTES * tokens * v + 4 * (2 * parameters(t) + 2 * kv),
+        "lora_pesft": lora + LOGIT_BYTES * logits,
+        "full_pesft": full + LOGIT_BYTES * logits,
+        "lora_perpo": lora + policy + width * (head + rollouts) + 4 * figures.average * pairs,
+        "full_perpo": full + policy + (12 + width) * head + 4 * (rollouts + policies * parameters(t)),
     }
 
 
@@ -177,7 +222,7 @@ def spread_needs(
     devices: int,
     width: int,
     device: str,
-    tokens: int = TRAINED_TOKENS,
+    figures: JobFigures = JobFigures(),
 ) -> int:
     """Bytes of full PeSFT on each of several devices: 1/N of what the optimiser trains, and what FSDP gathers.
 
@@ -185,7 +230,7 @@ def spread_needs(
     layer's gradient. Otherwise counted as :func:`training_needs` does.
     """
     t = config.transformer
-    alone = training_needs(config, entries, width=width, device=device, tokens=tokens)["full_pesft"]
+    alone = training_needs(config, entries, width=width, device=device, figures=figures)["full_pesft"]
     if devices == 1:
         return alone
     ends = 2 * t.vocab_size * t.hidden_size
@@ -200,10 +245,12 @@ def layer_activations(t: TransformerConfig, *, width: int) -> int:
     )
 
 
-def _lora_edges(t: TransformerConfig) -> int:
-    """Inputs and outputs of a layer's matrices."""
+def _lora_edges(t: TransformerConfig, targets: Sequence[str] | None) -> int:
+    """Inputs and outputs of a layer's matrices, or of these."""
     queries, keys = t.num_heads * t.head_dim, t.num_kv_heads * t.head_dim
-    return 4 * t.hidden_size + 2 * queries + 2 * keys + 3 * (t.hidden_size + t.intermediate_size)
+    others = {"q_proj": queries, "k_proj": keys, "v_proj": keys, "o_proj": queries}
+    others |= dict.fromkeys(("gate_proj", "up_proj", "down_proj"), t.intermediate_size)
+    return sum(t.hidden_size + others[name] for name in targets or others)
 
 
 def parameters(t: TransformerConfig) -> int:

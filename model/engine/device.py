@@ -12,6 +12,8 @@ import torch
 DEVICES = ("auto", "cpu", "cuda", "mps")
 CPU_SLOTS = 64  # more sequences at once take memory and are hardly faster on a CPU
 
+_SHORTAGES = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+
 
 class DeviceError(ValueError):
     """The requested device does not exist on this machine."""
@@ -64,8 +66,10 @@ def free_bytes(device: torch.device | None) -> int:
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether memory ran out; torch's allocator on a CPU has no exception of its own."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether memory ran out; torch's allocator on a CPU, Metal and cuBLAS have no exception of their own."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORTAGES)
 
 
 def _cgroup(name: str) -> list[int]:

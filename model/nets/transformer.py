@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -209,6 +209,11 @@ class Transformer(nn.Module):
     def dtype(self) -> torch.dtype:
         """Type of activations, and of weights unless quantised; under autocast the matrix products have another."""
         return self.model.embed_tokens.weight.dtype
+
+    def set_context(self, context_len: int) -> None:
+        """Change the longest context; no weight depends on it."""
+        self.config = replace(self.config, max_position_embeddings=context_len)
+        self._rope_table = None
 
     def init_weights(self, seed: int) -> None:
         """Normal(0, 0.02), the two projections that write to the residual stream divided by sqrt(2 * layers)."""

@@ -245,6 +245,12 @@ export const WARNINGS = {
     means: 'They were invalid, too long, or lacked an image. Samples are never truncated or repaired silently.',
     todo: 'The first of each kind is named here with its line; all are listed in runs/…/rejected.jsonl in the job’s folder. Fix the file, or raise max_len if they are only too long.',
   },
+  context_exceeded: {
+    title: 'The context is shorter than the lengths asked for',
+    means:
+      'What the job’s lengths ask for exceeds its context: samples of more tokens are left out, and completions end there.',
+    todo: 'Raise context (at most 16,384 tokens), or lower max_len or max_new_tokens.',
+  },
   fewer_samples: {
     title: 'The data has fewer rows than requested',
     means: 'num_samples is an upper bound: all rows of the data were read, and the job runs on those.',

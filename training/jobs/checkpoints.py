@@ -26,6 +26,7 @@ from model.checkpoint.checkpoint import VQ_FILE, LoadedCheckpoint, load_checkpoi
 from model.checkpoint.manifest import Capabilities
 from model.checkpoint.memory import parameters
 from model.checkpoint.shards import CheckpointError
+from model.config import LONGEST_CONTEXT
 from model.text.template import TemplateName
 from training.jobs.context import JobContext, JobError
 from training.jobs.disk import TRAIN, is_full
@@ -43,6 +44,7 @@ def load_base(
     template: TemplateName | None = None,
     must_draw: bool = True,
     dtype: torch.dtype = torch.float32,
+    context: int | None = None,
 ) -> LoadedCheckpoint:
     """Load the base checkpoint, trainable on the job's device; its VQ is frozen.
 
@@ -51,6 +53,7 @@ def load_base(
         template: overrides the base's own.
         must_draw: whether the training data has images.
         dtype: of the transformer; bf16 for weights that stay frozen.
+        context: of a sequence; None: the base's own.
 
     Raises:
         JobError: ``bad_checkpoint``, or ``base_cannot_see`` or ``base_cannot_draw`` without a VQ or decoder.
@@ -58,7 +61,7 @@ def load_base(
     try:
         # Weights to be spread move to the device part by part.
         device = ctx.device if ctx.ranks.size == 1 else "cpu"
-        base = load_checkpoint(ctx.base_folder, device=device, template=template, dtype=dtype)
+        base = load_checkpoint(ctx.base_folder, device=device, template=template, dtype=dtype, context_len=context)
     except CheckpointError as error:
         raise JobError("bad_checkpoint", f"{error.code}: {error.detail}") from error
     name = ctx.spec.base_checkpoint
@@ -74,6 +77,23 @@ def load_base(
         base.vq.to(ctx.device)
     base.transformer.train().requires_grad_(True)
     return base
+
+
+def with_room(ctx: JobContext, base: LoadedCheckpoint, wanted: int, given: int | None) -> LoadedCheckpoint:
+    """The base with a context of ``wanted`` tokens, at most `LONGEST_CONTEXT`, unless its own is longer or ``given``.
+
+    Logs a warning if sequences of ``wanted`` tokens do not fit.
+    """
+    own = base.config.transformer.context_len
+    context = own if given is not None else max(own, min(wanted, LONGEST_CONTEXT))
+    if wanted > context:
+        detail = f"the job's lengths ask for {wanted:,} tokens, and its context has {context:,}: longer ones do not fit"
+        ctx.log.warning("context_exceeded", detail)
+    if context == own:
+        return base
+    ctx.log.log(f"the context is {context:,} tokens, instead of the base's {own:,}")
+    base.transformer.set_context(context)
+    return replace(base, config=base.config.with_context(context))
 
 
 def save_training_checkpoint(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
 
-from model.checkpoint.memory import WIDTHS, spread_needs, training_needs
+from model.checkpoint.memory import WIDTHS, JobFigures, spread_needs, training_needs
 from model.checkpoint.shards import CheckpointError, read_entries
 from model.config import ConfigError, ModelConfig
 from model.engine.device import CPU_SLOTS, free_bytes, total_bytes
@@ -14,37 +15,60 @@ from model.nets.kv_cache import KVCache
 from model.nets.transformer import Transformer
 from model.precision import resolve_precision
 from training.jobs.context import JobContext, JobError
-from training.spec.hyperparameters import Precision
+from training.spec.hyperparameters import PeRPOHyperparameters, PeSFTHyperparameters
 
 GIB = 1 << 30
 MAX_SLOTS = 256
 CACHE_SHARE = 0.4  # of the device's free memory, for the KV cache of rollouts
 
 
-def require_memory(ctx: JobContext, method: Literal["pesft", "perpo"], *, lora: bool, precision: Precision) -> None:
-    """Compare what the job needs before its first token with the memory of its device.
+def figures_of(hyper: PeSFTHyperparameters | PeRPOHyperparameters, tokens: int = 1) -> JobFigures:
+    """What these settings take with so many tokens at once, which are PeRPO's longest prompt and completion."""
+    figures = JobFigures(tokens=tokens, context=tokens, recompute=hyper.recompute)
+    if hyper.lora is not None:
+        figures = replace(figures, rank=hyper.lora.rank, targets=tuple(hyper.lora.targets))
+    if isinstance(hyper, PeSFTHyperparameters):
+        return figures
+    average, elsewhere = bool(hyper.ema_decay), hyper.rollout_actors > 0
+    validates = hyper.validation is not None and (average or elsewhere)  # otherwise with the engine of the rollouts
+    engines = int(not elsewhere) + int(validates)
+    return replace(figures, engines=engines, reference=hyper.kl_coef > 0, average=average)
+
+
+def require_memory(ctx: JobContext, hyper: PeSFTHyperparameters | PeRPOHyperparameters, tokens: int = 1) -> None:
+    """Compare what the job needs with so many tokens at once with the memory of its device.
 
     Raises:
         JobError: ``insufficient_memory`` with the figures.
     """
+    method: Literal["pesft", "perpo"] = "pesft" if isinstance(hyper, PeSFTHyperparameters) else "perpo"
+    figures = figures_of(hyper, tokens)
     device = torch.device(ctx.device)
     try:
         config, entries = ModelConfig.read(ctx.base_folder), read_entries(ctx.base_folder)
     except (CheckpointError, ConfigError):
         return  # loading it says what is wrong
-    width = WIDTHS[resolve_precision(precision, device)]
-    needed = training_needs(config, entries, width=width, device=device.type, tokens=1)
-    kind = f"{'lora' if lora else 'full'}_{method}"
-    least = needed[kind]
-    if ctx.ranks.size > 1:
-        least = spread_needs(config, entries, devices=ctx.ranks.size, width=width, device=device.type, tokens=1)
+    width = WIDTHS[resolve_precision(hyper.precision, device)]
+
+    def needs(kind: str, figures: JobFigures) -> int:
+        if ctx.ranks.size > 1 and kind == "full":
+            devices = ctx.ranks.size
+            return spread_needs(config, entries, devices=devices, width=width, device=device.type, figures=figures)
+        return training_needs(config, entries, width=width, device=device.type, figures=figures)[f"{kind}_{method}"]
+
+    kind = "full" if hyper.lora is None else "lora"
+    least = needs(kind, figures)
     memory = total_bytes(device) // (1 if device.type == "cuda" else ctx.ranks.size)
     if least > memory:
-        remedy = "" if lora else f"; with `lora` it would be {needed[f'lora_{method}'] / GIB:.1f} GiB"
+        remedies = {} if figures.recompute else {"recompute": needs(kind, replace(figures, recompute=True))}
+        if hyper.lora is None:
+            remedies["lora"] = needs("lora", figures)
+        would = "".join(f"; with `{name}` it would be {less / GIB:.1f} GiB" for name, less in remedies.items())
+        when = "before its first token" if tokens == 1 else f"with {tokens:,} tokens at a time"
         raise JobError(
             "insufficient_memory",
-            f"training {ctx.spec.base_checkpoint} takes at least {least / GIB:.1f} GiB before its first token, "
-            f"and {device.type} has {memory / GIB:.1f} GiB{remedy}; `omni-r1 doctor FOLDER` shows what it takes",
+            f"training {ctx.spec.base_checkpoint} takes at least {least / GIB:.1f} GiB {when}, "
+            f"and {device.type} has {memory / GIB:.1f} GiB{would}; `omni-r1 doctor FOLDER` shows what it takes",
         )
 
 

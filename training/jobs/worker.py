@@ -33,6 +33,10 @@ from training.parallel.group import ALONE, Ranks
 SUCCEEDED, FAILED, STOPPED = 0, 1, 3
 REPORTS = ("result.json", "error.json")
 PINS = "hub-data.json"  # {address of data on the hub: the same with its commit}
+NO_MEMORY = (
+    "free memory and resume the job, or start one that takes less: `recompute`, `lora`, a smaller part of a batch or a "
+    "shorter `context`"
+)
 NICENESS = 10  # the server's threads have priority
 MODULES = {
     "pesft": "training.pesft.job",
@@ -95,7 +99,7 @@ def run_job(
     import torch
     from pydantic import ValidationError
 
-    from model.engine.device import resolve_device
+    from model.engine.device import is_shortage, resolve_device
     from training.data.hub import with_pins
     from training.home_paths import located
     from training.jobs.context import JobContext, JobStopped
@@ -157,7 +161,7 @@ def run_job(
             if stop and not ranks.first:  # rank 0 stopped where nothing needs saving, and left this one waiting
                 return STOPPED
             _write_log(traceback.format_exc())
-            return fail(log.disk, folder, *_classify(error, (MemoryError, torch.OutOfMemoryError)), ranks)
+            return fail(log.disk, folder, *_classify(error, is_shortage), ranks)
 
 
 def _pin_data(disk: Disk, folder: Path, job: Mapping[str, Any]) -> None:
@@ -183,13 +187,13 @@ def _pins(folder: Path) -> dict[str, str]:
     return dict(json.loads(path.read_text("utf-8"))) if path.exists() else {}
 
 
-def _classify(error: Exception, no_memory: tuple[type[Exception], ...]) -> tuple[str, str]:
+def _classify(error: Exception, is_shortage: Callable[[BaseException], bool]) -> tuple[str, str]:
     """Code and message for an unexpected error."""
     detail = f"{type(error).__name__}: {error}"
     if is_full(error):
         return "disk_full", detail
-    if isinstance(error, no_memory):
-        return "out_of_memory", detail
+    if is_shortage(error):
+        return "out_of_memory", f"{detail}; {NO_MEMORY}"
     if isinstance(error, FloatingPointError):
         return "loss_not_finite", str(error)
     if isinstance(error, CheckpointError):

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from model.checkpoint.checkpoint import LoadedCheckpoint
 from model.checkpoint.manifest import Perception
+from model.config import LONGEST_CONTEXT
 from model.engine.phases import LegalIds
 from model.images.codes import decode_codes
 from model.nets.lora import MergedState, load_trained_state, shared_copy, trained_state
@@ -38,6 +39,7 @@ from training.jobs.checkpoints import (
     save_step,
     save_training_checkpoint,
     stage_checkpoints,
+    with_room,
 )
 from training.jobs.context import JobContext, JobError, JobStopped
 from training.jobs.loop import RunFolder, SettingsChanged, load_optimizer
@@ -95,22 +97,24 @@ class _Run:
         hp = spec.hyperparameters
         precision = job_precision(ctx, hp.precision, ctx.run_folder(self.stage))
         self.hp = hp = hp.model_copy(update={"precision": precision})
-        require_memory(ctx, "perpo", lora=hp.lora is not None, precision=precision)
-        self.base = base = load_base(ctx, dtype=base_dtype(hp.lora, precision))
+        require_memory(ctx, hp, min(hp.max_new_tokens, hp.context or LONGEST_CONTEXT))
+        base = load_base(ctx, dtype=base_dtype(hp.lora, precision), context=hp.context)
         assert base.vq is not None
         if hp.reward.gamma:
             _require_calibration(base.manifest.perception, spec.base_checkpoint)
+        prompts = load_prompts(ctx, base)
+        longest = prompts.longest + hp.max_new_tokens
+        self.base = base = with_room(ctx, base, longest, hp.context)
+        require_memory(ctx, hp, min(longest, base.config.transformer.context_len))
+        assert base.vq is not None
         self.policy = base.transformer
         # With LoRA the frozen weights serve both.
         self.policy.requires_grad_(hp.lora is None)
         reference = shared_copy(self.policy).eval().requires_grad_(False) if hp.kl_coef else None
         begin(self.policy, hp.lora, recompute=hp.recompute, seed=spec.seed)
-        prompts = load_prompts(ctx, base)
         self.levels = prompts.difficulty
         scorer = Scorer(base.template, base.vq.codebook, base.manifest.perception, hp.reward)
-        self.validation: Validation | None = None
-        if hp.validation is not None:
-            self.validation = Validation(base, held_out(prompts, hp.validation.tasks), scorer, hp)
+        held = [] if hp.validation is None else held_out(prompts, hp.validation.tasks)
         engine = stack.enter_context(rollout_engine(ctx, base, prompts, hp))
         screen(ctx, base, prompts, scorer, hp, engine)
         self.ema = MovingAverage(self.policy, hp.ema_decay) if hp.ema_decay else None
@@ -118,6 +122,9 @@ class _Run:
         if (custom := _open_custom(ctx, base, hp)) is not None:
             stack.callback(custom.close)
         sampler = make_sampler(base, prompts, hp, engine)
+        # An average has weights of its own; actors answer for the job alone.
+        shared = sampler.engine if engine is None and self.ema is None else None
+        self.validation = Validation(base, held, scorer, hp, shared) if held else None
         self.collector = Collector(sampler, scorer, base.vq, prompts, order, hp, spec.seed, custom)
         self.updater = Updater(self.policy, reference, LegalIds.of(base.template, base.vocab), hp)
         self.folder = _open_run(ctx, self.stage, precision)
@@ -267,6 +274,7 @@ class _Run:
         if folder not in stage_checkpoints(self.ctx):  # its turn fell on a full disk; the last one was written
             step, metrics, folder = self.step, self.metrics, self.ctx.checkpoint_folder(self.step)
         made = {"checkpoint": folder.name, "folder": str(folder), "step": step, "steps": self.step}
+        made["context"] = self.base.config.transformer.context_len
         return {**made, "metrics": metrics, "precision": self.hp.precision}
 
     def show(self, batch: StepBatch) -> None:

@@ -13,12 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from model.checkpoint.memory import CHUNKED_LOGITS
 from model.engine.phases import Legal, LegalIds
+from model.nets.chunks import in_parts
 
 KLEstimator = Literal["k3", "k1"]
 MAX_LOG_RATIO = 20.0  # larger ratios carry no information, and exp() would overflow in fp32
@@ -55,6 +58,8 @@ def legal_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies of sampled tokens under the sampler's mask.
 
+    Logits of many positions are computed in chunks, and again in the backward.
+
     Args:
         hidden: [M, H], the states that predict the targets.
         targets: [M] sampled token ids.
@@ -79,16 +84,29 @@ def legal_logprobs(
     for rows, head in (((~is_code).nonzero()[:, 0], heads.text), (is_code.nonzero()[:, 0], heads.codes)):
         if not len(rows):
             continue
-        logits = (hidden[rows] @ head.t()).float() / temperature
-        if head is heads.text:
-            shut = torch.zeros_like(logits)
-            shut[closed[rows], last] = float("-inf")
-            logits = logits + shut
-        log_softmax = torch.log_softmax(logits, dim=-1)
-        logprobs = logprobs.index_copy(0, rows, log_softmax.gather(1, index[rows, None])[:, 0])
-        entropy = -(log_softmax.exp() * log_softmax.masked_fill(log_softmax.isinf(), 0.0)).sum(-1)
+        scored = partial(_scored, head=head, temperature=temperature, shuts=head is heads.text)
+        size = max(1, CHUNKED_LOGITS // len(head))
+        found, entropy = in_parts(scored, size, hidden[rows], index[rows], closed[rows])
+        logprobs = logprobs.index_copy(0, rows, found)
         entropies = entropies.index_copy(0, rows, entropy)
     return logprobs, entropies
+
+
+def _scored(
+    states: Tensor, index: Tensor, closed: Tensor, *, head: Tensor, temperature: float, shuts: bool
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [m] of the head's rows ``index`` [m], and entropies [m].
+
+    With ``shuts``, the last row is not legal where ``closed`` [m].
+    """
+    logits = (states @ head.t()).float() / temperature
+    if shuts:
+        shut = torch.zeros_like(logits)
+        shut[closed, -1] = float("-inf")
+        logits = logits + shut
+    log_softmax = torch.log_softmax(logits, dim=-1)
+    entropies = -(log_softmax.exp() * log_softmax.masked_fill(log_softmax.isinf(), 0.0)).sum(-1)
+    return log_softmax.gather(1, index[:, None])[:, 0], entropies
 
 
 def group_advantages(rewards: Sequence[float], eps: float) -> list[float]:

@@ -151,7 +151,7 @@ class Sampler:
             engine = Engine(
                 transformer, vocab, template, num_slots=slots, context_len=context, admissions_per_step=slots
             )
-        self._engine = engine
+        self.engine = engine
 
     def sample(
         self,
@@ -175,7 +175,7 @@ class Sampler:
             FloatingPointError: the policy's logits are not finite.
         """
         if not first:
-            self._engine.refresh()
+            self.engine.refresh()
         params = [
             SamplingParams(
                 temperature=self._temperature,
@@ -187,7 +187,7 @@ class Sampler:
             for place in range(len(prompts))
         ]
         ids = [prompt.ids for prompt in prompts]
-        done = self._engine.generate(ids, params, num_samples=self.group_size, on_finish=on_finish)
+        done = self.engine.generate(ids, params, num_samples=self.group_size, on_finish=on_finish)
         groups = []
         for number, prompt in enumerate(prompts):
             group = RolloutGroup(prompt)

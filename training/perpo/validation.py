@@ -17,7 +17,7 @@ from model.engine.sequence import SamplingParams
 from model.nets.transformer import Transformer
 from training.jobs.memory import slots_for
 from training.perpo.functional import DrawingJudge, has_checkers, score
-from training.perpo.rollout import Prompt
+from training.perpo.rollout import Generates, Prompt
 from training.scoring.rewards import RewardBreakdown, Scorer, score_all
 from training.spec.hyperparameters import PeRPOHyperparameters
 from training.world.checkers import num_drawings
@@ -27,13 +27,19 @@ class Validation:
     """Answers and scores the held-out prompts."""
 
     def __init__(
-        self, base: LoadedCheckpoint, prompts: Sequence[Prompt], scorer: Scorer, hp: PeRPOHyperparameters
+        self,
+        base: LoadedCheckpoint,
+        prompts: Sequence[Prompt],
+        scorer: Scorer,
+        hp: PeRPOHyperparameters,
+        engine: Generates | None = None,
     ) -> None:
         """``base`` provides template and VQ, ``scorer`` the verdict on an answer.
 
-        ``errors`` are those of the last call: why answers count as wrong that could not be scored.
+        ``engine`` is one of the module that is validated; without it, each validation makes its own. ``errors`` are
+        those of the last call: why answers count as wrong that could not be scored.
         """
-        self._base, self._prompts, self._scorer = base, prompts, scorer
+        self._base, self._prompts, self._scorer, self._engine = base, prompts, scorer, engine
         self.errors: list[str] = []
         self._params = SamplingParams(temperature=0.0, max_new_tokens=hp.max_new_tokens, max_images=hp.max_images)
         longest = max(len(prompt.ids) for prompt in prompts)
@@ -44,17 +50,21 @@ class Validation:
 
         ``check_stop`` is called after every answer and may raise.
         """
-        slots = slots_for(transformer, self._context)
-        engine = Engine(
-            transformer,
-            self._base.vocab,
-            self._base.template,
-            num_slots=slots,
-            context_len=self._context,
-            admissions_per_step=slots,
-        )
+        engine = self._engine
+        if engine is None:
+            slots = slots_for(transformer, self._context)
+            engine = Engine(
+                transformer,
+                self._base.vocab,
+                self._base.template,
+                num_slots=slots,
+                context_len=self._context,
+                admissions_per_step=slots,
+            )
+        else:
+            engine.refresh()
         ids = [prompt.ids for prompt in self._prompts]
-        answers = engine.generate(ids, self._params, on_finish=lambda _: check_stop())
+        answers = engine.generate(ids, [self._params] * len(ids), on_finish=lambda _: check_stop())
         accuracy, right, total = 0.0, 0, 0
         pairs = zip(self._prompts, answers, strict=True)
         scores = score_all(partial(self._score, prompt, answer.token_ids) for prompt, answer in pairs)

@@ -36,6 +36,7 @@ from training.jobs.checkpoints import (
     save_training_checkpoint,
     stage_checkpoints,
     step_of,
+    with_room,
 )
 from training.jobs.context import JobContext, JobError, JobStopped
 from training.jobs.loop import RunFolder, RunStopped, SettingsChanged
@@ -67,13 +68,18 @@ def run(ctx: JobContext) -> dict[str, Any]:
     folder = ctx.run_folder(stage)
     precision = job_precision(ctx, hyper.precision, folder)
     draws = hyper.variant == "interleaved"
-    require_memory(ctx, "pesft", lora=hyper.lora is not None, precision=precision)
-    base = load_base(ctx, template=hyper.template, must_draw=draws, dtype=base_dtype(hyper.lora, precision))
+    hyper = hyper.model_copy(update={"precision": precision})
+    require_memory(ctx, hyper)
+    base = load_base(
+        ctx, template=hyper.template, must_draw=draws, dtype=base_dtype(hyper.lora, precision), context=hyper.context
+    )
+    base = with_room(ctx, base, hyper.max_len or 0, hyper.context)
     data, account = _shared_data(ctx, base, folder)
     images = question_images(data, base.vocab.boi_id, base.manifest.images)
     base = replace(base, manifest=replace(base.manifest, images=images))
     data = with_drills(ctx, base, data, folder)
     settings = replace(sft_settings(spec, data, stage), precision=precision)
+    require_memory(ctx, hyper, longest_part(settings, data, ctx.ranks.size))
     begin(base.transformer, hyper.lora, recompute=hyper.recompute, seed=spec.seed)
     job = _Job(ctx, base, stage, settings)
     assert base.vq is not None
@@ -97,6 +103,7 @@ def run(ctx: JobContext) -> dict[str, Any]:
         "steps": settings.steps,
         "metrics": job.metrics,
         "precision": settings.precision,
+        "context": base.config.transformer.context_len,
         "data": account,
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -216,6 +223,13 @@ def sft_settings(spec: PeSFTSpec, data: TokenSet, label: str) -> SFTSpec:
     if hyper.steps is not None:
         return settings
     return replace(settings, steps=max(1, math.ceil(hyper.epochs * settings.make_plan(data).steps_per_epoch)))
+
+
+def longest_part(settings: SFTSpec, data: TokenSet, ranks: int) -> int:
+    """Tokens of the largest part of a batch that is computed at once, in the first epoch."""
+    plan, lengths = settings.make_plan(data), data.lengths
+    batches = (plan[step] for step in range(min(settings.steps, plan.steps_per_epoch)))
+    return max(int(lengths[part].sum()) for batch in batches for part in settings.parts(batch, lengths, ranks))
 
 
 def _shared_data(ctx: JobContext, base: LoadedCheckpoint, folder: Path) -> tuple[TokenSet, dict[str, Any]]:

@@ -44,6 +44,8 @@ from training.pesft.losses import Reduction, perception_loss, reduce_nll, target
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
+
     from model.nets.transformer import Transformer
     from training.jobs.stop import Stop
 
@@ -89,6 +91,11 @@ class SFTSpec:
     def make_schedule(self) -> Schedule:
         """The learning rate over the steps."""
         return make_schedule(self.schedule, self.lr, self.steps, self.warmup, floor=self.floor)
+
+    def parts(self, indices: np.ndarray, lengths: np.ndarray, ranks: int) -> list[np.ndarray]:
+        """Split a batch into what is computed at once, equally many parts for each rank."""
+        by = "tokens" if self.batch_samples is None else "samples"
+        return micro_batches(indices, lengths, -(-self.micro_batches // ranks) * ranks, by=by)
 
     def make_plan(self, data: TokenSet) -> BatchPlan:
         """Plan which sequences each step uses."""
@@ -281,10 +288,8 @@ class _Learner:
         All ranks gather and reduce together, so each takes equally many parts: one that lacks a part repeats a
         sequence, whose loss does not count.
         """
-        by = "tokens" if self.spec.batch_samples is None else "samples"
         indices, size = self._plan[self.done], self.ranks.size
-        each = -(-self.spec.micro_batches // size)
-        parts = micro_batches(indices, self.data.lengths, each * size, by=by)
+        parts = self.spec.parts(indices, self.data.lengths, size)
         own = parts[self.ranks.rank :: size]
         blank = -(-len(parts) // size) - len(own)
         device = str(self.model.transformer.device)

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+
+from model.checkpoint.memory import CHUNKED_LOGITS
+from model.nets.chunks import in_parts
 
 Reduction = Literal["sum", "mean"]
-MAX_LOGITS = 1 << 25  # computed at once: 128 MB in fp32
 
 
 def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
@@ -43,15 +43,11 @@ def target_nll(states: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor]
     Logits of a large vocabulary are computed in chunks, and again in the backward: 5,000 positions of 65,536 tokens
     would take 1.3 GB in fp32, and as much for their gradient. `head` maps states to logits.
     """
-    size = max(1, MAX_LOGITS // vocab_size)
-    if len(targets) <= size:
-        return -token_logprobs(head(states), targets)
 
-    def chunk(states: Tensor, targets: Tensor) -> Tensor:
-        return -token_logprobs(head(states), targets)
+    def of(states: Tensor, targets: Tensor) -> tuple[Tensor]:
+        return (-token_logprobs(head(states), targets),)
 
-    parts = zip(states.split(size), targets.split(size), strict=True)
-    return torch.cat([checkpoint(chunk, *part, use_reentrant=False) for part in parts])
+    return in_parts(of, max(1, CHUNKED_LOGITS // vocab_size), states, targets)[0]
 
 
 def reduce_nll(nll: Tensor, is_code: Tensor, denominator: float) -> tuple[Tensor, dict[str, float]]:

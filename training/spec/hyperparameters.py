@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+LONGEST_CONTEXT = 16_384  # as in `model.config`: positions of the released models are not scaled
 Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
 Candidates = Annotated[int, Field(ge=1, le=8)]
@@ -58,6 +59,11 @@ class _Optimisation(Strict):
     )
     recompute: bool = Field(
         False, description="keep only each layer's input for the backward: less memory, about a third more time [D]"
+    )
+    context: Annotated[int, Field(ge=64, le=LONGEST_CONTEXT)] | None = Field(
+        None,
+        description="tokens of a sequence, and the context of the checkpoints made; null: the base's own, or what "
+        "max_len, or the longest prompt with max_new_tokens, asks for [D]",
     )
     weight_decay: Weight = Field(0.1, description="[P] of PeRPO; weights of linear layers and embeddings, not of pairs")
     clip_norm: float = Field(1.0, gt=0.0, le=1e3, description="[P]")

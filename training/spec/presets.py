@@ -18,6 +18,38 @@ class Preset:
 
 
 _WORLD: dict[str, Any] = {"source": "unitasks"}
+_UPSTREAM: dict[str, Any] = {
+    "epochs": 1.0,
+    "lr": 1e-5,
+    "schedule": "linear",
+    "warmup": 0,
+    "weight_decay": 0.0,
+    "betas": [0.9, 0.999],
+    "batch_samples": 8,
+    "micro_batches": 8,
+    "max_len": 5_100,
+    "normalisation": "micro_batch",
+    "perception_reduction": "mean",
+    "perception_projection": "frozen",
+    "perception_state": "token",
+    "recompute": True,
+}
+_PAPER: dict[str, Any] = {
+    "steps": 30,
+    "lr": 1e-7,
+    "schedule": "constant",
+    "precision": "auto",
+    "prompts_per_step": 64,
+    "rollouts_per_prompt": 16,
+    "oversampling": 3.0,
+    "mini_batch_prompts": 16,
+    "kl_estimator": "k1",
+    "max_new_tokens": 5_100,
+    "reward": {"tau": 3.0},
+    "recompute": True,
+}
+_JSONL = {"source": "jsonl", "path": "data"}
+_PAIRS = {"rank": 16, "alpha": 32.0}  # their learning rates are our choice [D]
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
@@ -84,48 +116,34 @@ PRESETS: dict[str, Preset] = {
             "upstream",
             "PeSFT as the authors' code",
             "The authors' released settings for a 7B checkpoint, their deviations from the paper included.",
+            {"method": "pesft", "base_checkpoint": "Anole-7b", "data": _JSONL, "hyperparameters": _UPSTREAM},
+        ),
+        Preset(
+            "upstream-lora",
+            "PeSFT as the authors' code, on 24 GB",
+            "The same with LoRA pairs, for a 7B on one GPU of 24 GB.",
             {
                 "method": "pesft",
                 "base_checkpoint": "Anole-7b",
-                "data": {"source": "jsonl", "path": "data"},
-                "hyperparameters": {
-                    "epochs": 1.0,
-                    "lr": 1e-5,
-                    "schedule": "linear",
-                    "warmup": 0,
-                    "weight_decay": 0.0,
-                    "betas": [0.9, 0.999],
-                    "batch_samples": 8,
-                    "micro_batches": 8,
-                    "max_len": 5_100,
-                    "normalisation": "micro_batch",
-                    "perception_reduction": "mean",
-                    "perception_projection": "frozen",
-                    "perception_state": "token",
-                },
+                "data": _JSONL,
+                "hyperparameters": {**_UPSTREAM, "lora": _PAIRS, "lr": 1e-4},
             },
         ),
         Preset(
             "paper",
             "PeRPO as in the paper",
             "The paper's values for a 7B checkpoint. A small model hardly moves under them.",
+            {"method": "perpo", "base_checkpoint": "Omni-R1", "data": _JSONL, "hyperparameters": _PAPER},
+        ),
+        Preset(
+            "paper-lora",
+            "PeRPO as in the paper, on 48 GB",
+            "The same with LoRA pairs, for a 7B on one GPU of 48 GB.",
             {
                 "method": "perpo",
                 "base_checkpoint": "Omni-R1",
-                "data": {"source": "jsonl", "path": "data"},
-                "hyperparameters": {
-                    "steps": 30,
-                    "lr": 1e-7,
-                    "schedule": "constant",
-                    "precision": "auto",
-                    "prompts_per_step": 64,
-                    "rollouts_per_prompt": 16,
-                    "oversampling": 3.0,
-                    "mini_batch_prompts": 16,
-                    "kl_estimator": "k1",
-                    "max_new_tokens": 5_100,
-                    "reward": {"tau": 3.0},
-                },
+                "data": _JSONL,
+                "hyperparameters": {**_PAPER, "lora": _PAIRS, "lr": 1e-5},
             },
         ),
     )

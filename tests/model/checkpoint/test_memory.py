@@ -19,6 +19,7 @@ from model.checkpoint.memory import (
     RUNTIME_BYTES,
     TRAINED_TOKENS,
     WIDTHS,
+    JobFigures,
     MemoryNeeds,
     image_work,
     layer_activations,
@@ -173,13 +174,33 @@ def test_counted_work_holds_a_pass_over_a_whole_trace(monkeypatch: pytest.Monkey
     assert live.peak <= counted < 1.5 * live.peak
 
 
+def test_counted_recomputation_saves_what_it_saves() -> None:
+    """The peaks of a step of a real transformer, with and without it, against the difference of the figures."""
+    tokens, config = 512, chameleon_config(5, width=128, vocab_size=9000)
+    small = TransformerConfig(64, 128, config.transformer.intermediate_size, 5, 4, 4, 32, 1024)
+    figures = {again: JobFigures(tokens=tokens, recompute=again) for again in (False, True)}
+    counted = {
+        again: training_needs(replace(config, transformer=small), {}, width=4, device="cpu", figures=one)["full_pesft"]
+        for again, one in figures.items()
+    }
+    peaks = {}
+    for again in figures:
+        transformer = Transformer(small)
+        transformer.recompute_layers = again
+        with Live() as live:
+            ids, positions = torch.zeros(1, tokens, dtype=torch.long), torch.arange(tokens)[None]
+            transformer(ids, positions, CausalAttention()).sum().backward()
+        peaks[again] = live.peak
+    assert counted[False] - counted[True] == pytest.approx(peaks[False] - peaks[True], rel=0.15)
+
+
 def test_training_in_full_takes_sixteen_bytes_a_parameter_and_more(seven_b: Path) -> None:
     config, entries = ModelConfig.read(seven_b), read_entries(seven_b)
     needed = training_needs(config, entries, width=2, device="cuda")
     assert 16 * 7e9 < needed["full_pesft"] < 200e9
     assert needed["full_perpo"] > needed["full_pesft"] > needed["lora_perpo"] > needed["lora_pesft"]
     assert needed["lora_pesft"] < 24 * GIB
-    longer = training_needs(config, entries, width=2, device="cuda", tokens=2 * TRAINED_TOKENS)
+    longer = training_needs(config, entries, width=2, device="cuda", figures=JobFigures(tokens=2 * TRAINED_TOKENS))
     assert all(longer[name] > needed[name] for name in needed)
 
 

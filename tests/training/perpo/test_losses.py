@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.checkpoint.memory import POLICY_LOGIT_BYTES
 from model.engine.phases import Legal, LegalIds
+from tests.model.live import Live
 from training.perpo.losses import (
     Heads,
     clipped_loss,
@@ -181,3 +183,31 @@ def test_truncated_weights_are_capped() -> None:
 def test_effective_share_of_uneven_ratios() -> None:
     assert effective_share(torch.tensor([2.0, 2.0])) == 1.0
     assert effective_share(torch.tensor([1.0, 3.0])) == pytest.approx(16 / 20)
+
+
+def scores(rows: int, text: int, codes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log-probabilities, entropies and their gradients for states and head; a third of the rows are codes."""
+    torch.manual_seed(0)
+    hidden, head = torch.randn(rows, 8, requires_grad=True), torch.randn(text + codes, 8, requires_grad=True)
+    kinds = torch.tensor([Legal.TEXT, Legal.TEXT_OR_IMAGE, Legal.CODE], dtype=torch.uint8)[torch.arange(rows) % 3]
+    targets = torch.where(kinds == Legal.CODE, text + torch.arange(rows) % codes, torch.arange(rows) % (text - 1))
+    legal = LegalIds(text=tuple(range(text)), codes=tuple(range(text, text + codes)))
+    found, entropies = legal_logprobs(hidden, targets, kinds, Heads.of(head, legal), temperature=0.7)
+    (found * torch.linspace(-1, 1, rows) + 0.1 * entropies).sum().backward()
+    assert hidden.grad is not None
+    assert head.grad is not None
+    return found, entropies, hidden.grad, head.grad
+
+
+def test_chunks_of_logits_have_the_same_values_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = scores(60, 50, 20)
+    monkeypatch.setattr("training.perpo.losses.CHUNKED_LOGITS", 7 * 50)
+    for found, expected in zip(scores(60, 50, 20), whole, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_counted_logits_are_those_of_a_step() -> None:
+    rows, text = 300, 3000
+    with Live() as live:
+        scores(rows, text, 20)
+    assert 0.85 * POLICY_LOGIT_BYTES < live.peak / (rows * 2 / 3 * text) <= POLICY_LOGIT_BYTES

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from model.checkpoint.checkpoint import LoadedCheckpoint
+from model.engine.engine import Engine
 from tests.tiny import make_tiny_checkpoint
 from tests.training.perpo.test_job import HYPER, StopAfter, context, events, step_metrics
 from training.jobs.context import JobError, JobStopped
@@ -115,6 +116,24 @@ def test_moving_average_by_hand() -> None:
         policy.weight.data.fill_(value)
         average.update(policy)  # type: ignore[arg-type]
         assert average.model.weight.item() == pytest.approx(expected)  # type: ignore[union-attr,operator]
+
+
+@pytest.mark.parametrize(("decay", "engines"), [(None, 0), (0.9, 3)])
+def test_validation_answers_with_the_engine_of_the_rollouts(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decay: float | None, engines: int
+) -> None:
+    """A moving average has other weights, hence engines of its own."""
+    made: list[Engine] = []
+
+    def engine(*args: Any, **how: Any) -> Engine:
+        made.append(Engine(*args, **how))
+        return made[-1]
+
+    monkeypatch.setattr("training.perpo.validation.Engine", engine)
+    hyper = {"steps": 2, "max_new_tokens": 12, "validation": {"every": 1, "tasks": 3}}
+    perpo.run(context(base, tmp_path, ema_decay=decay, **hyper))
+    assert len(made) == engines
+    assert sum("val/accuracy" in row for row in step_metrics(tmp_path).values()) == 3
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, values: list[tuple[float, float]]) -> None:

@@ -116,7 +116,7 @@ def test_chunks_of_logits_have_the_same_loss_and_gradient(monkeypatch: pytest.Mo
     whole.backward()
     expected = [head.grad, states.grad]
     head.grad = states.grad = None
-    monkeypatch.setattr("training.pesft.losses.MAX_LOGITS", 50 * 7)
+    monkeypatch.setattr("training.pesft.losses.CHUNKED_LOGITS", 50 * 7)
     nll = target_nll(states, targets, lambda x: x @ head.t(), 50)
     (nll.sum() / 33).backward()
     torch.testing.assert_close(nll.sum() / 33, whole)

@@ -10,8 +10,14 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
+import model.config
+import training.spec.hyperparameters
 from app.contract.words import Level as ContractLevel
 from app.contract.words import Slice as ContractSlice
+from model.checkpoint.memory import TRAINED_TOKENS, JobFigures, training_needs
+from tests.model.sparse import chameleon_config
+from training.jobs.memory import figures_of
+from training.spec.hyperparameters import PeRPOHyperparameters, PeSFTHyperparameters
 from training.spec.spec import EVAL_SEEDS as SPEC_EVAL_SEEDS
 from training.spec.spec import (
     HIGHEST_TRAINED,
@@ -68,6 +74,31 @@ def test_upstream_preset_matches_authors_code() -> None:
     assert (h.lr, h.epochs, h.schedule, h.weight_decay, h.max_len) == (1e-5, 1.0, "linear", 0.0, 5_100)
     assert (h.batch_samples, h.micro_batches, h.normalisation) == (8, 8, "micro_batch")
     assert (h.perception_reduction, h.perception_projection, h.perception_state) == ("mean", "frozen", "token")
+
+
+@pytest.mark.parametrize(("name", "gib"), [("upstream-lora", 24), ("paper-lora", 48)])
+def test_lora_presets_of_a_7b_fit_their_card(name: str, gib: int) -> None:
+    hyper = parse_spec(PRESETS[name].spec).hyperparameters
+    assert isinstance(hyper, PeSFTHyperparameters | PeRPOHyperparameters)
+    # Behind the response, PeRPO has a question with an image.
+    tokens = hyper.max_len if isinstance(hyper, PeSFTHyperparameters) else hyper.max_new_tokens + 1_200
+    assert tokens is not None
+    figures = figures_of(hyper, tokens)
+    needed = training_needs(chameleon_config(), {}, width=2, device="cuda", figures=figures)
+    kind = "pesft" if isinstance(hyper, PeSFTHyperparameters) else "perpo"
+    vq = 400_000_000  # in fp32; the headers that say so are not here
+    assert needed[f"lora_{kind}"] + vq < gib << 30 < needed[f"full_{kind}"]
+
+
+def test_full_presets_of_a_7b_are_those_that_doctor_counts() -> None:
+    for name in ("upstream", "paper"):
+        hyper = parse_spec(PRESETS[name].spec).hyperparameters
+        assert isinstance(hyper, PeSFTHyperparameters | PeRPOHyperparameters)
+        assert figures_of(hyper, TRAINED_TOKENS) == JobFigures()
+
+
+def test_longest_context_is_the_models() -> None:
+    assert model.config.LONGEST_CONTEXT == training.spec.hyperparameters.LONGEST_CONTEXT
 
 
 SPREAD = {"gpu": "exclusive", "num_gpus": 2}
