@@ -111,12 +111,17 @@ def test_step_spans_are_sentence_and_codes(nano: LoadedCheckpoint) -> None:
         assert tuple(nano.vocab.id_to_code(t) for t in response[a:b] if nano.vocab.is_code(t)) == codes
 
 
-def test_files_have_no_checkers() -> None:
-    spec = {
-        "method": "perpo",
-        "base_checkpoint": "tiny",
-        "data": {"source": "jsonl", "path": "data"},
-        "hyperparameters": {"reward": {"functional": 0.5}},
-    }
-    with pytest.raises(ValueError, match="needs checkers of drawings, as unitasks and tasks have them; jsonl has none"):
-        parse_spec(spec)
+@pytest.mark.parametrize("method", ["perpo", "pipeline"])
+def test_files_have_no_checkers(method: str) -> None:
+    def spec(data: dict[str, str]) -> dict[str, object]:
+        hyper = {"reward": {"functional": 0.5}, "credit": "step"}
+        if method == "perpo":
+            return {"method": method, "base_checkpoint": "tiny", "data": data, "hyperparameters": hyper}
+        stages = {"pesft": None, "benchmark": None, "perpo": hyper}
+        return {"method": method, "base_checkpoint": "tiny", "data": {"perpo": data}, "hyperparameters": stages}
+
+    for data in ({"source": "unitasks"}, {"source": "tasks", "family": "dots"}):
+        parse_spec(spec(data))
+    for source in ("jsonl", "traces", "zebra_cot", "m3cot", "omni_bench"):
+        with pytest.raises(ValueError, match=f"as unitasks and tasks have them; {source} has none"):
+            parse_spec(spec({"source": source, "path": "data"}))
