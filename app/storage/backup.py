@@ -31,7 +31,7 @@ FORMAT = 1
 FIRST, LAST, ROOT, DATABASE = "backup.json", "end.json", "home", "omni-r1.db"
 MAX_NOTE_BYTES = 100_000_000  # of `backup.json` and `end.json`
 CHUNK = 1 << 20
-_NOT_COPIED = frozenset({"lock", "tmp", "reserve", DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm"})
+_NOT_COPIED = frozenset({"lock", "tmp", "reserve", "cache", DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm"})
 _COMPRESSED = (".gz", ".tgz")
 
 

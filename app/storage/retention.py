@@ -42,6 +42,7 @@ _FOLDERS: dict[str, Kind] = {
     "checkpoints": "checkpoints",
     "jobs": "jobs",
     "uploads": "datasets",
+    "cache": "datasets",
 }
 
 T, G, L = tables.traces, tables.groups, tables.trace_images

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from model.nets.vq import VQModel
     from model.text.vocab import Vocabulary
+    from training.data.code_cache import CodeCache
     from training.world.task import Task
 
 Codes = tuple[int, ...]
@@ -55,14 +56,28 @@ class ImageCoder:
     Batches of 16 stay in the cache and are as fast as bf16 in batches of 64.
     """
 
-    def __init__(self, vq: VQModel, *, batch: int = 16, device: str = "cpu") -> None:
+    def __init__(self, vq: VQModel, *, batch: int = 16, device: str = "cpu", known: CodeCache | None = None) -> None:
+        """``known`` has the codes of images that need not be encoded, and keeps those of the others."""
         self.vq = vq
         self.batch = batch
         self.device = device
+        self.known = known
 
-    @torch.inference_mode()
     def encode(self, images: np.ndarray) -> np.ndarray:
         """Encode the images [B, R, R, 3] uint8 as codes [B, N] int32."""
+        if self.known is None:
+            return self._encode(images)
+        keys = self.known.keys(images)
+        codes = self.known.find(keys)
+        new = {key: place for place, key in enumerate(keys) if key not in codes}
+        if new:
+            made = self._encode(images[list(new.values())])
+            self.known.keep(list(new), made)
+            codes.update(zip(new, made, strict=True))
+        return np.stack([codes[key] for key in keys])
+
+    @torch.inference_mode()
+    def _encode(self, images: np.ndarray) -> np.ndarray:
         out = []
         for start in range(0, len(images), self.batch):
             pixels = to_pixels(images[start : start + self.batch], self.device)

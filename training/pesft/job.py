@@ -21,6 +21,7 @@ import numpy as np
 from model.checkpoint.checkpoint import LoadedCheckpoint
 from model.checkpoint.manifest import ImageCount
 from model.nets.lora import MergedState
+from training.data.code_cache import CodeCache
 from training.data.drills import rehearsal
 from training.data.rows import DataError, Intake
 from training.data.samples import SEEDS_A_RUN, SampleEncoder, build_token_set, trace_samples
@@ -307,7 +308,9 @@ def load_data(ctx: JobContext, base: LoadedCheckpoint, folder: Path) -> tuple[To
     try:
         data, intake = build_token_set(
             trace_samples(spec.data, spec.seed, base.vq.config.resolution),
-            SampleEncoder(ImageCoder(base.vq, device=ctx.device), base.vocab),
+            SampleEncoder(
+                ImageCoder(base.vq, device=ctx.device, known=CodeCache.of_job(ctx.folder, base.vq)), base.vocab
+            ),
             base.template,
             variant=hyper.variant,
             max_len=max_len,

@@ -16,6 +16,7 @@ from model.checkpoint.checkpoint import LoadedCheckpoint
 from model.engine.engine import Engine
 from model.engine.sequence import Completion, SamplingParams
 from model.images.codes import decode_codes
+from training.data.code_cache import CodeCache
 from training.data.rows import DataError
 from training.data.samples import EncodedSample, SampleEncoder, first_seed, trace_samples
 from training.data.token_sets import ImageCoder
@@ -53,7 +54,8 @@ class Looks:
         try:
             samples = trace_samples(data, spec.seed, base.vq.config.resolution)
             found: Iterable[TraceSample] = (s for s in samples if isinstance(s, TraceSample))
-            encoder = SampleEncoder(ImageCoder(base.vq, device=ctx.device), base.vocab)
+            coder = ImageCoder(base.vq, device=ctx.device, known=CodeCache.of_job(ctx.folder, base.vq))
+            encoder = SampleEncoder(coder, base.vocab)
             encoded = [s for s in encoder.encode(list(islice(found, count))) if isinstance(s, EncodedSample)]
         except (DataError, ValueError) as error:
             ctx.log.log(f"no looks at the model: {error}")

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,7 +20,7 @@ from model.text.template import Rendered
 from tests.tiny import make_tiny_checkpoint
 from tests.training.job_helpers import events, losses, make_context, masters
 from tests.training.job_helpers import pesft_spec as spec
-from training.data.token_sets import TokenSet
+from training.data.token_sets import ImageCoder, TokenSet
 from training.data.traces import ANSWER, QUESTION, REASONING
 from training.jobs.checkpoints import stage_checkpoints
 from training.jobs.context import JobError, JobStopped
@@ -257,6 +258,26 @@ def test_cached_data_is_not_read_again(tmp_path: Path, tiny_checkpoint: Path) ->
     run(make_context(tmp_path / "job", job, tiny_checkpoint, resume=True))
     with pytest.raises(JobError, match="does not exist"):
         run(make_context(tmp_path / "job", job, tiny_checkpoint))
+
+
+def test_second_job_encodes_no_image_again(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither of its data nor of the questions that it is looked at with; it trains as the first does."""
+    seen: list[int] = []
+    encode = ImageCoder._encode
+
+    def counted(coder: ImageCoder, images: np.ndarray) -> np.ndarray:
+        seen.append(len(images))
+        return encode(coder, images)
+
+    monkeypatch.setattr(ImageCoder, "_encode", counted)
+    run(make_context(tmp_path / "jobs" / "one", spec(steps=2), tiny_checkpoint))
+    assert sum(seen) >= 12
+    seen.clear()
+    run(make_context(tmp_path / "jobs" / "two", spec(steps=2), tiny_checkpoint))
+    assert not seen
+    assert losses(tmp_path / "jobs" / "two") == losses(tmp_path / "jobs" / "one")
 
 
 def test_resume_rejects_other_settings(tmp_path: Path, tiny_checkpoint: Path) -> None:
