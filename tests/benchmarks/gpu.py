@@ -37,7 +37,9 @@ from model.nets.paged_attention import has_kernel
 from model.nets.transformer import Transformer
 from model.paging import pages_of
 from tests.benchmarks import limit
-from tests.benchmarks.gpu_training import lora_perpo, lora_pesft
+from tests.benchmarks.gpu_parts.report import table
+from tests.benchmarks.gpu_parts.swap import swap
+from tests.benchmarks.gpu_parts.training import lora_perpo, lora_pesft
 from tests.model.sparse import chameleon_config, sparse_checkpoint
 
 Result = dict[str, Any]
@@ -325,40 +327,29 @@ def image_decode(rig: Rig) -> Result:
     return found
 
 
-PARTS: dict[str, tuple[Callable[[Rig], Result], int]] = {  # and the limit in seconds
-    "load": (load, 120),
-    "bandwidth": (copy_bandwidth, 20),
-    "equality": (equality, 40),
-    "decode": (decode, 120),
-    "pages": (pages, 40),
-    "graphs": (graphs, 60),
-    "generate": (against_generate, 90),
-    "lora_pesft": (lambda rig: lora_pesft(rig.model, rig.device, dry=rig.dry), 90),
-    "lora_perpo": (lambda rig: lora_perpo(rig.model, rig.device, dry=rig.dry), 90),
-    "syncs": (syncs, 40),
-    "image": (image_decode, 20),
+def swapping(rig: Rig) -> Result:
+    """A second checkpoint of the same size beside an engine that writes."""
+    engine = text_engine(rig, 2, 1_024)
+    params = SamplingParams(temperature=1.0, max_new_tokens=32 if rig.dry else 900, max_images=0)
+    for row in range(2):
+        engine.add_request(random_text(rig, 64), replace(params, seed=row), request_id=str(row))
+    return swap(rig.folder / "sparse", rig.device, engine)
+
+
+PARTS: dict[str, tuple[Callable[[Rig], Result], int]] = {  # and the limit in seconds, eight minutes in all
+    "load": (load, 60),
+    "bandwidth": (copy_bandwidth, 10),
+    "equality": (equality, 30),
+    "decode": (decode, 90),
+    "generate": (against_generate, 50),
+    "lora_pesft": (lambda rig: lora_pesft(rig.model, rig.device, dry=rig.dry), 50),
+    "lora_perpo": (lambda rig: lora_perpo(rig.model, rig.device, dry=rig.dry), 50),
+    "image": (image_decode, 15),
+    "swap": (swapping, 35),
+    "graphs": (graphs, 40),
+    "syncs": (syncs, 20),
+    "pages": (pages, 30),
 }
-
-
-def table(results: Result) -> str:
-    """Every number as one row."""
-    lines = [
-        f"{results['machine']['device']}, torch {results['machine']['torch']}",
-        "",
-        "| part | figure | |",
-        "|---|---|---|",
-    ]
-
-    def walk(part: str, name: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                walk(part, f"{name} {key}".strip(), inner)
-        else:
-            lines.append(f"| {part} | {name} | {f'{value:,.4g}' if isinstance(value, float) else value} |")
-
-    for part in PARTS:
-        walk(part, "", results.get(part, {"not run": ""}))
-    return "\n".join(lines) + "\n"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -389,8 +380,8 @@ def main(argv: list[str] | None = None) -> int:
                 torch.cuda.empty_cache()
             sys.stderr.write(f"{part}: {json.dumps(results[part])}\n")
             (args.out / "gpu.json").write_text(json.dumps(results, indent=1) + "\n")
-            (args.out / "gpu.md").write_text(table(results))
-    sys.stdout.write(table(results))
+            (args.out / "gpu.md").write_text(table(results, PARTS))
+    sys.stdout.write(table(results, PARTS))
     return 1 if failed else 0
 
 

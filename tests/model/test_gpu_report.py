@@ -17,6 +17,21 @@ def test_the_engine_equals_whole_forwards(tmp_path: Path) -> None:
     assert "| syncs | syncs | 0 |" in (tmp_path / "gpu.md").read_text()
 
 
+@pytest.mark.slow
+def test_every_part_runs_dry(tmp_path: Path) -> None:
+    assert gpu.main(["--dry", "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert list(found) == ["machine", *gpu.PARTS]
+    assert not [part for part, figures in found.items() if "error" in figures]
+    assert found["swap"]["load_s"] > 0
+    assert found["swap"]["steps"] > 0
+    assert "not run" not in (tmp_path / "gpu.md").read_text()
+
+
+def test_limits_add_up_to_eight_minutes() -> None:
+    assert sum(seconds for _, seconds in gpu.PARTS.values()) <= 480
+
+
 def test_a_part_that_fails_or_takes_too_long_ends_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def endless(rig: gpu.Rig) -> gpu.Result:
         while True:

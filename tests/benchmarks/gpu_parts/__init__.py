@@ -1,0 +1,1 @@
+"""Parts of the GPU report beside those of one engine."""
