@@ -37,8 +37,8 @@ def load_prompts(ctx: JobContext, base: LoadedCheckpoint) -> PromptSet:
         return WorldPrompts(spec.data, spec.seed, base.template, base.vq)
     try:
         if isinstance(spec.data, TasksData):
-            with_steps = bool(spec.hyperparameters.reward.functional)
-            return FamilyPrompts(spec.data, spec.seed, base.template, base.vq, with_steps=with_steps)
+            judged = bool(spec.hyperparameters.reward.functional)
+            return FamilyPrompts(spec.data, spec.seed, base.template, base.vq, judged=judged)
         found = FilePrompts(spec.data, base.template, base.vq, context_len=base.config.transformer.context_len)
     except (DataError, ValueError) as error:
         raise JobError("bad_data", str(error)) from error

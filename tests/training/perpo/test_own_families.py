@@ -45,14 +45,21 @@ class Lucky(Dots):
 
 
 class Failing(Lucky):
-    """Passes its calibration, but fails on what a model draws."""
+    """Fails after so many drawings as the first task has at most, all of which a job judges before its first step."""
+
+    def __init__(self) -> None:
+        self.left = 5
 
     def verdict(self, drawn: Image.Image) -> bool:
+        self.left -= 1
+        return self.left >= 0 or self.fail()
+
+    def fail(self) -> bool:
         raise ZeroDivisionError("no luck")
 
 
-class Talking(Lucky):
-    def verdict(self, drawn: Image.Image) -> bool:
+class Talking(Failing):
+    def fail(self) -> bool:
         return "yes"  # type: ignore[return-value]
 
 
@@ -106,7 +113,7 @@ def context(base: Path, folder: Path, family: str, *, credit: str = "trajectory"
 
 def prompt_of(nano: LoadedCheckpoint, family: str, number: int) -> Prompt:
     assert nano.vq is not None
-    (prompt,) = FamilyPrompts(TasksData(family=family), 0, nano.template, nano.vq).take([number])
+    (prompt,) = FamilyPrompts(TasksData(family=family), 0, nano.template, nano.vq, judged=True).take([number])
     return prompt
 
 
@@ -212,7 +219,16 @@ def test_few_failures_of_a_checker_leave_their_responses_out(base: Path, tmp_pat
     assert all("the checker of the task family failing fails at seed" in text for text in warnings)
 
 
-def test_family_without_steps_has_nothing_to_judge(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(JobError, match="the task family bare has no steps: ") as failed:
-        perpo.run(context(base, tmp_path / "job", "bare"))
-    assert failed.value.code == "bad_data"
+@pytest.mark.parametrize(
+    ("family", "problem"),
+    [
+        ("bare", "the task family bare has no steps: "),
+        ("dots", "the checker of the task family dots rejects its own references as the checkpoint's tokenizer"),
+    ],
+)
+def test_reward_that_cannot_be_earned_is_refused(base: Path, tmp_path: Path, family: str, problem: str) -> None:
+    """The tokenizer of the tiny checkpoint turns every image into noise."""
+    ctx = context(base, tmp_path / "job", family)
+    with pytest.raises(JobError, match=problem) as failed:
+        perpo.run(ctx)
+    assert (failed.value.code, events_of(ctx, "metrics")) == ("bad_data", [])
