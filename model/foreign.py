@@ -13,8 +13,10 @@ _PAGES = (b"<!doctype html", b"<html", b"<head", b"<?xml")
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
-def foreign_content(path: Path) -> str | None:
+def foreign_content(path: Path, *, pickle: bool = False) -> str | None:
     """What a file holds instead of data, with the remedy, as the end of a sentence about it; None if nothing known.
+
+    ``pickle``: whether it should be one.
 
     Raises:
         OSError: the file cannot be read.
@@ -28,6 +30,6 @@ def foreign_content(path: Path) -> str | None:
         return "is a Git LFS pointer: run `git lfs pull` in its folder"
     if start.startswith(_PAGES):
         return "is a web page, not data: download the file itself (on the hub, by its *resolve* address)"
-    if head.startswith(_PICKLES):
+    if head.startswith(_PICKLES) and not pickle:
         return "is a pickle under another name: pickles can run code and are not loaded"
     return None

@@ -13,9 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from model.checkpoint.checkpoint import save_checkpoint
+from model.checkpoint.adapter import save_adapter
+from model.checkpoint.checkpoint import load_checkpoint, save_checkpoint
 from model.checkpoint.manifest import Capabilities, GenerationDefaults, ImageCount, Manifest, Perception
 from model.config import ModelConfig, TransformerConfig, VQConfig
+from model.low_rank import LoRASettings
+from model.nets.lora import attach, pairs
 from model.nets.transformer import CausalAttention, Transformer
 from model.nets.vq import VQModel
 from model.text.tokenizer import train_bpe
@@ -261,4 +264,17 @@ def _write_meta(
         "    lossconfig:\n      target: taming.modules.losses.vqperceptual.DummyLoss\n    ckpt_path: vqgan.ckpt\n"
     )
     (folder / "tokenizer" / "vqgan.yaml").write_text(yaml)
+    return folder
+
+
+def make_adapter(folder: Path, base: Path, *, named: str | None = None, rank: int = 3, seed: int = 1) -> Path:
+    """Write a LoRA adapter that changes the answers of ``base``, which its config calls ``named``, else by its path."""
+    transformer = load_checkpoint(base).transformer
+    settings = LoRASettings(rank, 2.0 * rank, targets=("q_proj", "v_proj", "down_proj"))
+    attach(transformer, settings, seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for _, pair in pairs(transformer):
+            torch.nn.init.normal_(pair.b, std=0.05)
+    save_adapter(folder, transformer, settings, base=named or str(base))
     return folder

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from model.checkpoint.manifest import GenerationDefaults, Manifest
+from model.checkpoint.parts import Parts, check_adapters, parts_of
 from model.checkpoint.shards import (
     CheckpointError,
     check_storage,
     read_entries,
-    require_base,
     require_data,
     require_plain_files,
 )
@@ -61,6 +61,12 @@ class CheckpointInfo:
     source: Source = "home"
     record: Record | None = None
     served_context: int | None = None  # while it is loaded
+    parts: Parts | None = None  # None for an unusable one
+
+    @property
+    def weights(self) -> Path:
+        """The folder with config, tokenizer and tensors: its own, or that of its base if it is an adapter."""
+        return self.parts.weights if self.parts else self.folder
 
     @property
     def context_len(self) -> int:
@@ -91,13 +97,24 @@ def read_folder(folder: Path, *, context: int | None = None) -> CheckpointInfo:
         size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
         require_plain_files(folder)
         require_data(folder)
-        require_base(folder)
-        config = ModelConfig.read(folder)
+        parts = parts_of(folder)
+        for part in parts.folders:
+            require_plain_files(part)
+            require_data(part)
+        config = ModelConfig.read(parts.weights)
         config = config if context is None else config.with_context(context)
-        check_storage(read_entries(folder))
-        manifest = Manifest.read(folder)
+        entries = read_entries(parts.weights)
+        check_storage(entries)
+        check_adapters(parts, entries)
         return CheckpointInfo(
-            name, folder, _digest(folder, manifest), size, manifest, config, GenerationDefaults.read(folder)
+            name,
+            folder,
+            _digest(parts),
+            size,
+            Manifest.read(folder),
+            config,
+            GenerationDefaults.read(parts.weights),
+            parts=parts,
         )
     except CheckpointError as error:
         reason, problem = error.code, error.detail
@@ -153,10 +170,16 @@ def changed(folder: Path) -> object:
         return None
 
 
-def _digest(folder: Path, manifest: Manifest) -> str:
-    """Identity of the weights: the manifest's hashes, else names, sizes and times."""
-    facts: Any = manifest.files
-    if not facts:
-        files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
-        facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+def _digest(parts: Parts) -> str:
+    """Identity of the weights: that of the only folder, or of all."""
+    facts = [_facts(part) for part in parts.folders]
+    return hashlib.sha256(json.dumps(facts if parts.adapters else facts[0], sort_keys=True).encode()).hexdigest()
+
+
+def _facts(folder: Path) -> Any:
+    """The manifest's hashes, else names, sizes and times."""
+    files = Manifest.read(folder).files
+    if files:
+        return files
+    paths = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]

@@ -19,7 +19,7 @@ class Templates:
     def of(self, info: CheckpointInfo) -> Template:
         """The checkpoint's template; blocking."""
         key = (info.name, info.digest)
-        template = self._kept.pop(key, None) or Template.read(info.folder)
+        template = self._kept.pop(key, None) or Template.read(info.weights)
         self._kept[key] = template
         if len(self._kept) > KEPT:
             self._kept.popitem(last=False)

@@ -371,6 +371,7 @@ def _add_convert(commands: _Commands[_Parser]) -> None:
     parser.add_argument("--name", help="(the folder's)")
     parser.add_argument("--template", choices=("plain", "tagged"), default="plain")
     parser.add_argument("--size", default="7b", help="sub-folder of models/ (7b)")
+    parser.add_argument("--adapter", action="store_true", help="SOURCE is a LoRA adapter (otherwise its files say so)")
     parser.add_argument("--base", help="of a LoRA adapter: folder, name or hub id (the one its config names)")
     text = "measure the scale of the perception score for a checkpoint, and write it into its manifest"
     parser = _command(commands, "calibrate", "app.cli.train:calibrate", text)

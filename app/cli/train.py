@@ -45,6 +45,7 @@ def evaluate(args: Namespace) -> int:
     import torch
     from tqdm import tqdm
 
+    from model.checkpoint.parts import fetch_base, is_adapter
     from model.checkpoint.shards import resolve
     from training.benchmark.evaluate import error_modes, run, table
     from training.benchmark.verifying import nearest_folder
@@ -60,6 +61,8 @@ def evaluate(args: Namespace) -> int:
     with _bad_input():
         roots = [read_settings().home / "checkpoints"]
         folder = resolve(args.checkpoint, roots=roots)
+        if is_adapter(folder):
+            fetch_base(folder)  # into the hub's cache, where the loader finds it
         verifier = None
         if args.candidates > 1:
             verifier = resolve(args.verifier, roots=roots) if args.verifier else nearest_folder(folder, roots)
@@ -88,23 +91,26 @@ def evaluate(args: Namespace) -> int:
 
 def convert(args: Namespace) -> int:
     """Converts Meta's release layout, a wrapped model's save, or a LoRA adapter and its base to a servable folder."""
-    from model.checkpoint.adapter import another_base, base_of, merge_adapter
+    from model.checkpoint.adapter import another_base, merge_adapter
     from model.checkpoint.convert import convert_meta
+    from model.checkpoint.parts import fetch_base, is_adapter
     from model.checkpoint.shards import ADAPTER, resolve
     from model.checkpoint.unwrap import unwrap
 
+    source = Path(args.source)
     with _bad_input():
-        if (Path(args.source) / ADAPTER).is_file():
-            base = resolve(args.base or base_of(args.source))
-            folder = merge_adapter(args.source, base, args.out, name=args.name)
-            if args.base and (named := another_base(args.source, args.base)):
+        if is_adapter(source):
+            base = resolve(args.base, roots=[read_settings().home / "checkpoints"]) if args.base else fetch_base(source)
+            folder = merge_adapter(source, base, args.out, name=args.name)
+            if args.base and (named := another_base(source, args.base)):
                 remark(f"note: the adapter names {named} as its base, and a base of the same shapes is not the same")
-        elif args.base:
-            raise ValueError(f"--base is for a LoRA adapter, and {args.source} has no {ADAPTER}")
-        elif (Path(args.source) / "config.json").is_file():
-            folder = unwrap(args.source, args.out, name=args.name)
+        elif args.adapter or args.base:
+            option = "--adapter" if args.adapter else "--base"
+            raise ValueError(f"{option} is for a LoRA adapter, and {source} has no {ADAPTER}")
+        elif (source / "config.json").is_file():
+            folder = unwrap(source, args.out, name=args.name)
         else:
-            folder = convert_meta(args.source, args.out, name=args.name, template=args.template, size=args.size)
+            folder = convert_meta(source, args.out, name=args.name, template=args.template, size=args.size)
     remark(f"converted: {folder}")
     return EXIT_OK
 

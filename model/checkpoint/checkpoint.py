@@ -26,13 +26,14 @@ from model.checkpoint.checks import EMBEDDING, HEAD, check_names, check_vq, skel
 from model.checkpoint.hf_files import description_files, model_card
 from model.checkpoint.manifest import Capabilities, GenerationDefaults, Manifest
 from model.checkpoint.memory import VQ_PREFIX
+from model.checkpoint.merge import Merge, require_finite_pairs
+from model.checkpoint.parts import Parts, check_adapters, parts_of
 from model.checkpoint.shards import (
     INDEX,
     CheckpointError,
     TensorEntry,
     header_entries,
     read_entries,
-    require_base,
     resolve,
 )
 from model.checkpoint.tensors import Keep, iterate, read_tensors, scale_of
@@ -60,7 +61,10 @@ LM_FILE, VQ_FILE = "model-lm.safetensors", "model-vq.safetensors"
 
 @dataclass
 class LoadedCheckpoint:
-    """A checkpoint in memory. ``vq`` is None without an encoder; ``vq.decoder`` is None if it cannot draw."""
+    """A checkpoint in memory. ``vq`` is None without an encoder; ``vq.decoder`` is None if it cannot draw.
+
+    ``folder`` holds tokenizer and VQ: its own, or that of its base if it is an adapter.
+    """
 
     name: str
     folder: Path
@@ -97,8 +101,9 @@ def load_checkpoint(
 ) -> LoadedCheckpoint:
     """Load a checkpoint folder into modules in evaluation mode, without gradients.
 
-    Every tensor goes to ``device`` as it is read, so that loading takes little more memory than the weights.
-    ``context_len`` replaces the config's longest context. ``on_bytes`` receives the bytes of each tensor of the file.
+    A LoRA adapter is merged into its base. Every tensor goes to ``device`` as it is read, so that loading takes little
+    more memory than the weights. ``context_len`` replaces the config's longest context. ``on_bytes`` receives the bytes
+    of each tensor of the file.
 
     The transformer takes ``dtype``; the VQ stays in fp32, so that codes do not depend on it. ``vq`` names another
     folder or safetensors file to take the VQ from (for checkpoints that were released without a decoder). ``quant``
@@ -107,21 +112,22 @@ def load_checkpoint(
     Raises:
         CheckpointError: see its codes. :func:`validate_checkpoint` checks hashes and finiteness.
     """
-    folder = Path(folder)
-    config, vocab, tokenizer, manifest = _read_descriptions(folder)
+    config, vocab, tokenizer, manifest, parts = _read_descriptions(Path(folder))
+    folder = parts.weights
     entries = read_entries(folder)
     check_names(entries, config)
+    merge = Merge(parts, entries)
     if context_len is not None:
         config = config.with_context(context_len)
     transformer = skeleton(lambda: _empty_transformer(config, quant))
     expected = transformer.state_dict()
-    keep = Keep(device, dtype, quant, {name for name in expected if scale_of(name) in expected})
+    keep = Keep(device, dtype, quant, {name for name in expected if scale_of(name) in expected}, merge)
     state = read_tensors(folder, entries, [name for name in expected if name in entries], keep, on_bytes)
     _fit_state(state, config)
     if keep.quantises(HEAD) and scale_of(HEAD) not in state:  # the head is tied to the embedding
         state |= keep(HEAD, state[HEAD])
     transformer.load_state_dict(state, assign=True)
-    del state
+    del state, merge, keep
     if vq is None:
         vq_model = _build_vq(folder, entries, VQ_PREFIX, config, device, on_bytes)
     else:
@@ -182,11 +188,13 @@ def validate_checkpoint(
         CheckpointError: the first problem, with the name of the file or tensor.
     """
     folder = Path(folder)
-    config, _, _, manifest = _read_descriptions(folder)
-    entries = read_entries(folder)
+    config, _, _, manifest, parts = _read_descriptions(folder)
+    entries = read_entries(parts.weights)
     if hashes:
-        manifest.verify_hashes(folder)
+        for part in parts.folders:
+            Manifest.read(part).verify_hashes(part)
     check_names(entries, config)
+    check_adapters(parts, entries)
     vq_names = {name.removeprefix(VQ_PREFIX) for name in entries if name.startswith(VQ_PREFIX)}
     if vq_names:
         check_vq(entries, VQ_PREFIX, config, draws=any(name.startswith("decoder.") for name in vq_names))
@@ -194,9 +202,10 @@ def validate_checkpoint(
         raise CheckpointError("missing_tensor", f"{VQ_PREFIX}encoder.conv_in.weight: the manifest promises an encoder")
     if manifest.capabilities.images_in_answer and not any(name.startswith("decoder.") for name in vq_names):
         raise CheckpointError("missing_tensor", f"{VQ_PREFIX}decoder.conv_in.weight: the manifest promises a decoder")
-    GenerationDefaults.read(folder)
+    GenerationDefaults.read(parts.weights)
     if values:
-        for name, tensor in iterate(folder, entries, sorted(entries)):
+        require_finite_pairs(parts, entries)
+        for name, tensor in iterate(parts.weights, entries, sorted(entries)):
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise CheckpointError("not_finite", f"{name} holds NaN or infinite values")
             on_bytes(tensor.nbytes)
@@ -271,11 +280,12 @@ def save_checkpoint(
     return folder
 
 
-def _read_descriptions(folder: Path) -> tuple[ModelConfig, Vocabulary, TextTokenizer, Manifest]:
-    """Read config, vocabulary, tokenizer and manifest, with our error codes."""
-    if not folder.is_dir():
-        raise CheckpointError("not_found", f"{folder} is not a folder")
-    require_base(folder)
+def _read_descriptions(checkpoint: Path) -> tuple[ModelConfig, Vocabulary, TextTokenizer, Manifest, Parts]:
+    """Read config, vocabulary, tokenizer, manifest and parts, with our error codes."""
+    if not checkpoint.is_dir():
+        raise CheckpointError("not_found", f"{checkpoint} is not a folder")
+    parts = parts_of(checkpoint)
+    folder = parts.weights
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
             raise CheckpointError("missing_file", f"{folder / name} does not exist")
@@ -289,7 +299,7 @@ def _read_descriptions(folder: Path) -> tuple[ModelConfig, Vocabulary, TextToken
         raise CheckpointError("wrong_vocabulary", f"{folder}: {error}") from error
     except ConfigError as error:
         raise CheckpointError("broken_file", f"{folder}: {error}") from error
-    return config, vocab, tokenizer, Manifest.read(folder)
+    return config, vocab, tokenizer, Manifest.read(checkpoint), parts
 
 
 def _empty_transformer(config: ModelConfig, quant: QuantKind | None) -> Transformer:

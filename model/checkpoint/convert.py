@@ -22,8 +22,9 @@ from torch import Tensor
 
 from model.checkpoint.checkpoint import save_checkpoint
 from model.checkpoint.manifest import CHAMELEON_LICENCE, Capabilities, ImageCount, Manifest, Perception
-from model.checkpoint.shards import CheckpointError
+from model.checkpoint.shards import PICKLES, CheckpointError
 from model.config import ConfigError, ModelConfig, TransformerConfig, VQConfig, read_json
+from model.foreign import foreign_content
 from model.text.vocab import IMAGE, tokenizer_tokens
 
 _META_IMAGE = "<reserved08707>"
@@ -192,13 +193,15 @@ def _weights_file(folder: Path) -> Path:
             raise CheckpointError(
                 "unsupported", f"{folder} is split over several files; only one-file models can be converted"
             )
-        return folder / "consolidated.00.pth"
+        return _existing(folder / "consolidated.00.pth")
     return _existing(single)
 
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
         raise CheckpointError("missing_file", f"{path} does not exist")
+    if what := foreign_content(path, pickle=path.suffix in PICKLES):
+        raise CheckpointError("broken_file", f"{path} {what}")
     return path
 
 

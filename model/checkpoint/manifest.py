@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from model.checkpoint.atomic import write_file
+from model.checkpoint.parts import base_folder, is_adapter
 from model.checkpoint.shards import CheckpointError, file_hash, read_entries
 from model.config import ConfigError, read_json
 
@@ -129,7 +130,7 @@ class Manifest:
         """
         folder = Path(folder)
         if not (folder / FILE).exists():
-            return _derive(folder)
+            return adapter_manifest(folder, base_folder(folder)) if is_adapter(folder) else _derive(folder)
         try:
             return cls.from_json(read_json(folder / FILE))
         except (ConfigError, ValueError) as error:
@@ -176,7 +177,7 @@ class GenerationDefaults:
         The others are ignored: the released 7B files name a wrong BOS and a repetition penalty that would spoil images.
 
         Raises:
-            CheckpointError: ``broken_file`` for values that nothing can be sampled with.
+            CheckpointError: ``broken_file`` for values that nothing can be sampled with, unless do_sample is false.
         """
         path = Path(folder) / "generation_config.json"
         if not path.exists():
@@ -188,9 +189,10 @@ class GenerationDefaults:
         sampled = data.get("do_sample")
         if sampled is not None and not isinstance(sampled, bool):
             raise CheckpointError("broken_file", f"{path}: do_sample is {sampled!r}, expected true or false")
-        if not sampled:
+        if sampled is False:
             return cls()
-        return cls(_bounded(path, data, "temperature", math.inf), _bounded(path, data, "top_p", 1.0) or 1.0)
+        given = cls(_bounded(path, data, "temperature", math.inf), _bounded(path, data, "top_p", 1.0) or 1.0)
+        return given if sampled else cls()
 
     def to_json(self) -> dict[str, Any]:
         """Convert to a ``generation_config.json`` object."""
@@ -224,12 +226,42 @@ def nearest_verifier(name: str, find: Callable[[str], Manifest | None]) -> str |
     return None
 
 
+def without_measurements(manifest: Manifest) -> Manifest:
+    """The manifest for other weights: without what was measured or trained with these."""
+    extra = {key: value for key, value in manifest.extra.items() if key != "metrics"}
+    return replace(manifest, extra=extra, card_notes="", verifier="")
+
+
+def adapter_manifest(folder: Path, base: Path, **lineage: Any) -> Manifest:
+    """The manifest of an adapter: that of its base in another folder, with a name and lineage of its own.
+
+    Raises:
+        CheckpointError: as :meth:`Manifest.read`, for the base.
+    """
+    of_base = Manifest.read(base)
+    return replace(
+        without_measurements(of_base),
+        name=_name(folder),
+        base=of_base.name,
+        description=f"A LoRA adapter of {of_base.name}, merged as it is loaded.",
+        lineage={"stage": "adapter", "start": of_base.name, **lineage},
+        files={},
+        created_at="",
+        derived=True,
+    )
+
+
+def _name(folder: Path) -> str:
+    """The name of a folder, or of the repository if it lies in the hub's cache."""
+    resolved = folder.resolve()
+    parts = [part for part in resolved.parts if part.startswith("models--")]
+    return parts[-1].split("--")[-1] if parts else resolved.name
+
+
 def _derive(folder: Path) -> Manifest:
     """Derive a manifest for a released checkpoint: 7B Chameleon, Anole, Omni-R1."""
     names = set(read_entries(folder))
-    resolved = folder.resolve()
-    parts = [part for part in resolved.parts if part.startswith("models--")]  # the hub's cache
-    name = parts[-1].split("--")[-1] if parts else resolved.name
+    name = _name(folder)
     draws = any(tensor.startswith("model.vqmodel.decoder.") for tensor in names)
     sees = any(tensor.startswith("model.vqmodel.encoder.") for tensor in names)
     return Manifest(

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from model.checkpoint.parts import weights_of
 from model.checkpoint.shards import TensorEntry, read_entries
 from model.config import CHAMELEON_CONTEXT, LONGEST_CONTEXT, ModelConfig, TransformerConfig, VQConfig
 from model.paging import GRAPH_SIZES, PAGE, PART, pages_of
@@ -104,6 +105,7 @@ def needs_of(
     Raises:
         CheckpointError, ConfigError: the folder is invalid.
     """
+    folder = weights_of(folder)
     config, entries = ModelConfig.read(folder), read_entries(folder)
     return memory_needs(config, entries, width=width, device=device, quant=quant, paged=paged)
 

@@ -11,7 +11,8 @@ from typing import Any, Literal
 from model.checkpoint.checkpoint import validate_checkpoint
 from model.checkpoint.manifest import FILE, Manifest
 from model.checkpoint.memory import WIDTHS, memory_needs, parameters, spread_needs, training_needs
-from model.checkpoint.shards import ADAPTER, PICKLES, CheckpointError, read_entries, require_data, unwrapped
+from model.checkpoint.parts import is_adapter, parts_of, weights_of
+from model.checkpoint.shards import PICKLES, CheckpointError, read_entries, require_data, unwrapped
 from model.config import CHAMELEON_CONTEXT, ModelConfig
 from model.quantisation import QuantKind
 
@@ -29,11 +30,13 @@ def folder_report(
     """
     report: dict[str, Any] = {"path": str(folder), "kind": kind_of(folder), "problem": None}
     try:
-        require_data(folder)
+        for part in parts_of(folder).folders:
+            require_data(part)
         manifest = validate_checkpoint(folder, hashes=False, values=False)
     except CheckpointError as error:
         return {**report, "problem": {"code": error.code, "detail": error.detail}, "fits": False}
-    config, entries = ModelConfig.read(folder), read_entries(folder)
+    weights = weights_of(folder)
+    config, entries = ModelConfig.read(weights), read_entries(weights)
     needs = memory_needs(config, entries, width=WIDTHS[dtype], device=device, quant=quant)
     longest, share = needs.max_context(memory), needs.share(memory)
     own = min(config.transformer.context_len, longest)
@@ -48,7 +51,7 @@ def folder_report(
         "parameters": parameters(config.transformer),
         "context": config.transformer.context_len,
         "image": {"pixels": config.vq.resolution, "tokens": config.vq.codes_per_image + 2},
-        "missing": _missing(folder, manifest),
+        "missing": _missing(weights, manifest),
         "device": device,
         "dtype": dtype,
         "quant": quant,
@@ -73,14 +76,14 @@ def folder_report(
 
 def kind_of(folder: Path) -> Kind:
     """What a folder looks like, also when it is not usable."""
+    if is_adapter(folder):
+        return "adapter"
     if (folder / "config.json").is_file():
         try:
             wrapped = any(unwrapped(name) != name for name in read_entries(folder))
         except CheckpointError as error:
             return "pickles" if error.code == "pickle_only" else "checkpoint"
         return "wrapped" if wrapped else "checkpoint"
-    if (folder / ADAPTER).is_file():
-        return "adapter"
     if (folder / "models").is_dir() and (folder / "tokenizer").is_dir():
         return "meta"
     if folder.is_dir() and any(path.suffix in PICKLES for path in folder.iterdir()):

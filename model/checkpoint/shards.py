@@ -29,7 +29,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Left in front of every name by a save of a wrapped model: DistributedDataParallel, torch.compile, PEFT.
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|base_model\.model\.)+|(?<=\.)_orig_mod\.")
 _LORA = re.compile(r"\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)\b|\.base_layer\.")
-_FLOATS = ("F64", "F32", "F16", "BF16")
+FLOATS = ("F64", "F32", "F16", "BF16")
 ADAPTER = "adapter_config.json"
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.md", "LICENSE*"]
@@ -74,24 +74,6 @@ def require_plain_files(folder: Path) -> None:
                 raise CheckpointError("broken_file", f"{path} is not a regular file")
 
 
-def require_base(folder: Path) -> None:
-    """Reject a folder that holds a LoRA adapter only.
-
-    Raises:
-        CheckpointError: ``unsupported``, naming the base.
-    """
-    if (folder / ADAPTER).is_file() and not (folder / "config.json").is_file():
-        try:
-            base = str(read_json(folder / ADAPTER).get("base_model_name_or_path") or "a base that it does not name")
-        except ConfigError as error:
-            raise CheckpointError("broken_file", str(error)) from error
-        raise CheckpointError(
-            "unsupported",
-            f"{folder} is a LoRA adapter of {base}, without the weights of that base: "
-            "`omni-r1 convert ADAPTER OUT --base BASE` merges the two",
-        )
-
-
 def unwrapped(name: str) -> str:
     """The name of a tensor without the marks of wrappers (``module.``, ``_orig_mod.``, ``base_model.model.``)."""
     return _WRAPPERS.sub("", name)
@@ -113,7 +95,7 @@ def check_storage(entries: Mapping[str, TensorEntry]) -> None:
                 "unexpected_tensor",
                 f"{name} was saved from a wrapped model and should be {bare}: `omni-r1 convert FOLDER OUT` renames it",
             )
-        if name.endswith((".weight", ".bias")) and entry.dtype not in _FLOATS:
+        if name.endswith((".weight", ".bias")) and entry.dtype not in FLOATS:
             raise CheckpointError(
                 "unsupported",
                 f"{name} is stored as {entry.dtype}: quantised weights are not loaded, only bf16, fp16 and fp32",
@@ -223,18 +205,21 @@ def find_local(name: str, *, roots: Iterable[Path] = ()) -> Path | None:
         CheckpointError: ``missing_file`` or ``not_found``.
     """
     path = Path(os.path.expanduser(name))  # Path.expanduser raises without a home directory
-    if (path / "config.json").is_file():
+    if _is_checkpoint(path):
         return path.resolve()
     if _NAME.fullmatch(name):
         for root in (*roots, SHIPPED):
-            if (root / name / "config.json").is_file():
+            if _is_checkpoint(root / name):
                 return (root / name).resolve()
-    if path.is_dir():
-        require_base(path)
+    if os.path.isdir(path):
         raise CheckpointError("missing_file", f"{path} has no config.json, so it is not a checkpoint")
-    if HUB_ID.fullmatch(name) and not path.exists():
+    if HUB_ID.fullmatch(name) and not os.path.exists(path):
         return None
     raise CheckpointError("not_found", f"{name!r} is not a folder, a known checkpoint or a hub id (owner/name)")
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return any(os.path.isfile(folder / name) for name in ("config.json", ADAPTER))  # False for impossible names
 
 
 def fetch(repo_id: str, *, download: Callable[..., str] | None = None, **options: Any) -> Path:

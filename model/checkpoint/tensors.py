@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+import json
+import struct
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +17,12 @@ from model.checkpoint.shards import CheckpointError, TensorEntry
 from model.nets.quantised import quantise
 from model.quantisation import QuantKind
 
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """The form in which tensors stay: a device, a precision, and which matrices are quantised.
+    """The form in which tensors stay: a device, a precision, which matrices are quantised, and what is merged in.
 
     What it returns shares no memory with the mapped file, which may be replaced.
     """
@@ -27,6 +31,7 @@ class Keep:
     dtype: torch.dtype
     quant: QuantKind | None = None
     matrices: Collection[str] = ()
+    merge: Callable[[str, Tensor, str | torch.device], Tensor] = lambda _name, tensor, _device: tensor
 
     def quantises(self, name: str) -> bool:
         """Whether a tensor is quantised."""
@@ -34,6 +39,7 @@ class Keep:
 
     def __call__(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
         """The tensors that stay, by name: the given one, or its numbers and scales."""
+        tensor = self.merge(name, tensor, self.device)
         if self.quant is None or name not in self.matrices:
             return {name: tensor.to(self.device, self.dtype, copy=True)}
         values, scale = quantise(tensor, self.quant, self.device)
@@ -80,3 +86,15 @@ def read_tensors(
         on_bytes(tensor.nbytes)
         del tensor
     return state
+
+
+def overwrite(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Write tensors in the places of those of the same names and shapes in a safetensors file, in its dtypes."""
+    with path.open("r+b") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+        for name, tensor in tensors:
+            stored = header[name]
+            file.seek(8 + length + stored["data_offsets"][0])
+            numbers = tensor.to("cpu", DTYPES[stored["dtype"]]).contiguous()
+            file.write(numbers.view(torch.uint8).numpy().tobytes())

@@ -38,9 +38,7 @@ def unwrap(source: str | Path, target: str | Path, *, name: str | None = None) -
     if len(set(bare.values())) < len(bare):
         raise CheckpointError("broken_file", f"{source}: two tensors have the same name without their wrappers")
     with staging_folder(target) as staging:
-        for path in sorted(source.iterdir()):
-            if path.is_file() and (path.suffix in _COPIED or path.name.startswith("LICENSE")) and path.name != FILE:
-                shutil.copyfile(path, staging / path.name)
+        copy_descriptions(source, staging)
         for file in sorted({entry.file for entry in entries.values()}):
             _rename(source / file, staging / file)
         if (source / INDEX).is_file():
@@ -54,6 +52,13 @@ def unwrap(source: str | Path, target: str | Path, *, name: str | None = None) -
         sync_tree(staging)
         replace_folder(staging, target)
     return target
+
+
+def copy_descriptions(source: Path, target: Path) -> None:
+    """Copy everything but tensors and manifest."""
+    for path in sorted(source.iterdir()):
+        if path.is_file() and (path.suffix in _COPIED or path.name.startswith("LICENSE")) and path.name != FILE:
+            shutil.copyfile(path, target / path.name)
 
 
 def _rename(source: Path, target: Path) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from model.nets.lora import TARGETS
+from model.low_rank import TARGETS
 from model.quantisation import BLOCK, QuantKind
 
 FP16_SCALE = 256.0

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from model.checkpoint.memory import MemoryNeeds, memory_needs
+from model.checkpoint.parts import weights_of
 from model.checkpoint.shards import CheckpointError, read_entries
 from model.config import ConfigError, ModelConfig
 from model.engine.commands import Configure
@@ -47,6 +48,7 @@ def serving_plan(folder: Path, settings: Configure, device: torch.device, memory
     Raises:
         CheckpointError: ``insufficient_memory`` with the figures; or the folder is invalid.
     """
+    folder = weights_of(folder)  # pairs of an adapter vanish in them
     try:
         config = ModelConfig.read(folder)
     except ConfigError as error:

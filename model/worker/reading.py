@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+from model.checkpoint.parts import weights_of
 from model.checkpoint.shards import CheckpointError, read_entries
 from model.engine.messages import Reading
 
@@ -44,7 +45,7 @@ class Progress:
 def stored_bytes(folder: Path) -> int:
     """Bytes of a folder's tensors; 0 for an invalid one, whose reader reports the error."""
     try:
-        entries = read_entries(folder).values()
+        entries = read_entries(weights_of(folder)).values()
     except CheckpointError:
         return 0
     return sum(math.prod(entry.shape) * _WIDTHS.get(entry.dtype, 1) for entry in entries)

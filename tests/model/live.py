@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of tensors, made under it, that exist at once; `peak` is the most.
+    """Counts the bytes of tensors, made under it, that exist at once; `peak` is the most. Mapped files do not count.
 
     With `dtype`, only tensors of this type count.
     """
@@ -33,7 +33,8 @@ class Live(TorchDispatchMode):
         return found
 
     def _hold(self, storage: torch.UntypedStorage) -> None:
-        if id(storage) not in self.held:
+        mapped = storage.device.type == "cpu" and storage.filename is not None
+        if not mapped and id(storage) not in self.held:
             self.held[id(storage)] = storage.nbytes()
             weakref.finalize(storage, self.held.pop, id(storage), None)
 

@@ -65,7 +65,7 @@ def job_verifier(
 
     def manifest(wanted: str) -> Manifest | None:
         folder = find(wanted)
-        return None if folder is None else Manifest.read(folder)
+        return loaded.manifest if wanted == name else None if folder is None else Manifest.read(folder)
 
     judge = hyper.verifier or nearest_verifier(name, manifest)
     folder = None if judge is None else find(judge)

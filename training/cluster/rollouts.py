@@ -18,7 +18,8 @@ from model.checkpoint.checks import skeleton
 from model.config import TransformerConfig
 from model.engine.engine import Engine
 from model.engine.sequence import Completion, SamplingParams
-from model.nets.lora import LoRASettings, attach, trained_state
+from model.low_rank import LoRASettings
+from model.nets.lora import attach, trained_state
 from model.nets.transformer import Transformer
 from model.text.vocab import Vocabulary
 from training.cluster.pool import ActorPool

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from model.checkpoint.adapter import save_adapter
-from model.nets.lora import LoRASettings, attach
+from model.low_rank import LoRASettings
+from model.nets.lora import attach
 from model.nets.transformer import Transformer
 from model.precision import PrecisionChoice
 from training.spec.hyperparameters import LoRAHyperparameters

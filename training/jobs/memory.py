@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from model.checkpoint.memory import WIDTHS, JobFigures, spread_needs, training_needs
+from model.checkpoint.parts import weights_of
 from model.checkpoint.shards import CheckpointError, read_entries
 from model.config import ConfigError, ModelConfig
 from model.engine.device import CPU_SLOTS, free_bytes, total_bytes
@@ -45,7 +46,8 @@ def require_memory(ctx: JobContext, hyper: PeSFTHyperparameters | PeRPOHyperpara
     figures = figures_of(hyper, tokens)
     device = torch.device(ctx.device)
     try:
-        config, entries = ModelConfig.read(ctx.base_folder), read_entries(ctx.base_folder)
+        folder = weights_of(ctx.base_folder)
+        config, entries = ModelConfig.read(folder), read_entries(folder)
     except (CheckpointError, ConfigError):
         return  # loading it says what is wrong
     width = WIDTHS[resolve_precision(hyper.precision, device)]

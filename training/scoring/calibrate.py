@@ -12,6 +12,7 @@ from pathlib import Path
 
 from model.checkpoint.checkpoint import load_vq
 from model.checkpoint.manifest import Manifest, Perception
+from model.checkpoint.parts import weights_of
 from model.checkpoint.shards import CheckpointError, read_entries
 from model.config import ConfigError, ModelConfig
 from model.images.codes import encode_images, perception_of
@@ -33,14 +34,15 @@ def calibrate(checkpoint: str | Path, images: str | Path) -> tuple[Perception, i
         ValueError: fewer than `LEAST_IMAGES` different images, one that cannot be read, or mostly blank ones.
     """
     folder = Path(checkpoint)
+    weights = weights_of(folder)
     try:
-        config = ModelConfig.read(folder)
+        config = ModelConfig.read(weights)
     except ConfigError as error:
         raise CheckpointError("unsupported", str(error)) from error
-    read_entries(folder)
+    read_entries(weights)
     manifest = Manifest.read(folder)
     manifest.verify_hashes(folder)
-    vq = load_vq(folder, config)
+    vq = load_vq(weights, config)
     codes = [grid for batch in _batches(images_in(Path(images))) for grid in _encoded(vq, batch)]
     different = len(set(codes))
     if different < LEAST_IMAGES:

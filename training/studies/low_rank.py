@@ -22,7 +22,8 @@ import torch
 
 from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.checkpoint.shards import CheckpointError, resolve
-from model.nets.lora import LoRASettings, attach
+from model.low_rank import LoRASettings
+from model.nets.lora import attach
 from training.benchmark.evaluate import evaluation_tasks
 from training.data.token_sets import EncodedTask, ImageCoder, TokenSet, encode_tasks, id_to_code, training_tasks
 from training.jobs.loop import RunStopped, provenance

@@ -13,7 +13,8 @@ import torch
 
 from model.checkpoint.checkpoint import LoadedCheckpoint
 from model.engine.phases import LegalIds
-from model.nets.lora import LoRASettings, attach, shared_copy
+from model.low_rank import LoRASettings
+from model.nets.lora import attach, shared_copy
 from model.nets.transformer import Transformer
 from training.data.token_sets import TokenSet, id_to_code, make_batch
 from training.jobs.loop import adamw, set_lr

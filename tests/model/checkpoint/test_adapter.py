@@ -13,11 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from app.cli.main import main
-from model.checkpoint.adapter import WEIGHTS, load_adapter, merge_adapter, read_settings, save_adapter
+from model.checkpoint.adapter import load_adapter, merge_adapter, save_adapter
 from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
+from model.checkpoint.parts import WEIGHTS, read_settings
 from model.checkpoint.shards import ADAPTER, CheckpointError
+from model.low_rank import LoRASettings
 from model.nets.attention import CausalAttention
-from model.nets.lora import LoRASettings, MergedState, attach, pairs
+from model.nets.lora import MergedState, attach, pairs
 from tests.tiny import make_tiny_checkpoint
 
 pytest.importorskip("peft")
@@ -95,7 +97,7 @@ def test_a_merged_checkpoint_answers_like_the_adapter(
     base: Path, tmp_path: Path, ours: tuple[LoadedCheckpoint, Path]
 ) -> None:
     loaded, adapter = ours
-    merged = load_checkpoint(merge_adapter(adapter, base, tmp_path / "merged", dtype=torch.float32))
+    merged = load_checkpoint(merge_adapter(adapter, base, tmp_path / "merged"))
     assert merged.manifest.lineage["adapter"] == "adapter"
     assert merged.manifest.base == loaded.manifest.name
     torch.testing.assert_close(our_logits(merged), our_logits(loaded), rtol=1e-4, atol=1e-5)
@@ -110,10 +112,12 @@ def test_convert_merges_an_adapter_into_its_base(
     loaded, adapter = ours
     save_adapter(adapter, loaded.transformer, SETTINGS, base=str(base) if named else "no-such-base")
     given = [] if named else ["--base", str(base)]
-    assert main(["convert", str(adapter), str(tmp_path / "out"), *given]) == 0
+    assert main(["convert", "--adapter", str(adapter), *given, str(tmp_path / "out")]) == 0
+    assert main(["convert", str(adapter), str(tmp_path / "same"), *given]) == 0
+    assert main(["convert", "--adapter", str(base), str(tmp_path / "none")]) == 2
     merged = load_checkpoint(tmp_path / "out").transformer.state_dict()
     for name, value in MergedState(loaded.transformer).items():
-        assert torch.equal(merged[name], value.bfloat16().float()), name
+        assert torch.equal(merged[name], value), name
 
 
 def test_convert_warns_of_another_base(

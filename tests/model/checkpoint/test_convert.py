@@ -114,6 +114,30 @@ class Evil:
         return (Path.touch, (Path("touched"),))  # type: ignore[return-value]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "models/7b/consolidated.pth",
+        "tokenizer/vqgan.ckpt",
+        "tokenizer/vqgan.yaml",
+        "tokenizer/text_tokenizer.json",
+    ],
+)
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "is a Git LFS pointer"),
+        (b"<!DOCTYPE html>\n<html>", "is a web page"),
+        (b"", "is empty"),
+    ],
+)
+def test_what_a_file_really_is_gets_said(copy: Path, tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    (copy / name).write_bytes(content)
+    with pytest.raises(CheckpointError) as error:
+        convert_meta(copy, tmp_path / "out")
+    assert (error.value.code, f"{name} {words}" in error.value.detail) == ("broken_file", True), error.value
+
+
 def test_pickle_with_code_is_rejected(copy: Path, tmp_path: Path) -> None:
     path = copy / "models" / "7b" / "consolidated.pth"
     path.write_bytes(pickle.dumps(Evil()))

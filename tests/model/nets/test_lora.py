@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
+from model.low_rank import LoRASettings
 from model.nets.attention import PackedAttention, PackedLayout
 from model.nets.lora import (
     TARGETS,
-    LoRASettings,
     MergedState,
     attach,
     load_trained_state,

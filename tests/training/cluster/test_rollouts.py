@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
-from model.nets.lora import LoRASettings, attach, trained_state
+from model.low_rank import LoRASettings
+from model.nets.lora import attach, trained_state
 from tests.tiny import make_tiny_checkpoint
 from tests.training.cluster.in_process import InProcessPool
 from tests.training.perpo.test_job import StopAfter, context, step_metrics

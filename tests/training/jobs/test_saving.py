@@ -11,7 +11,7 @@ import torch
 
 import model.checkpoint.checkpoint
 from model.checkpoint.checkpoint import load_checkpoint
-from model.nets.lora import TARGETS
+from model.low_rank import TARGETS
 from tests.model.live import Live
 from tests.training import job_helpers
 from tests.training.perpo import test_job as perpo_helpers

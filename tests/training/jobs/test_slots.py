@@ -7,8 +7,9 @@ import torch
 
 import training.jobs.memory
 from model.engine.device import CPU_SLOTS
+from model.low_rank import LoRASettings
 from model.nets.kv_cache import KVCache
-from model.nets.lora import LoRASettings, attach
+from model.nets.lora import attach
 from model.nets.transformer import Transformer
 from tests.tiny import tiny_config
 from training.jobs.memory import CACHE_SHARE, slots_for

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from model.checkpoint.adapter import load_adapter
 from model.checkpoint.checkpoint import load_checkpoint
-from model.nets.lora import TARGETS, MergedState
+from model.low_rank import TARGETS
+from model.nets.lora import MergedState
 from tests.training.job_helpers import losses, make_context, pesft_spec
 from training.jobs.checkpoints import ADAPTER_FOLDER
 from training.jobs.context import JobError, JobStopped
