@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from model.checkpoint.manifest import GenerationDefaults, Manifest
+from model.checkpoint.manifest import FILE, GenerationDefaults, Manifest, adapter_manifest
 from model.checkpoint.parts import Parts, check_adapters, parts_of
 from model.checkpoint.shards import (
     CheckpointError,
@@ -69,6 +69,11 @@ class CheckpointInfo:
         return self.parts.weights if self.parts else self.folder
 
     @property
+    def others(self) -> tuple[Path, ...]:
+        """The folders of its base, if it is an adapter."""
+        return tuple(folder for folder in self.parts.folders if folder != self.folder) if self.parts else ()
+
+    @property
     def context_len(self) -> int:
         """Tokens of the longest sequence: as it is served, else its own; 0 without a readable config."""
         if self.served_context is not None:
@@ -90,14 +95,17 @@ class CheckpointInfo:
         return is_familiar(question, self.manifest.extra) if self.manifest else None
 
 
-def read_folder(folder: Path, *, context: int | None = None) -> CheckpointInfo:
-    """Read a checkpoint folder; never raises for a bad one. `context` replaces its own longest context."""
+def read_folder(folder: Path, *, context: int | None = None, base: Path | None = None) -> CheckpointInfo:
+    """Read a checkpoint folder; never raises for a bad one.
+
+    `context` replaces its own longest context, `base` the base that an adapter names.
+    """
     name, size = folder.name, 0
     try:
         size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
         require_plain_files(folder)
         require_data(folder)
-        parts = parts_of(folder)
+        parts = parts_of(folder, base=base)
         for part in parts.folders:
             require_plain_files(part)
             require_data(part)
@@ -111,7 +119,7 @@ def read_folder(folder: Path, *, context: int | None = None) -> CheckpointInfo:
             folder,
             _digest(parts),
             size,
-            Manifest.read(folder),
+            Manifest.read(folder) if base is None else adapter_manifest(folder, base),
             config,
             GenerationDefaults.read(parts.weights),
             parts=parts,
@@ -129,8 +137,11 @@ def read_folder(folder: Path, *, context: int | None = None) -> CheckpointInfo:
 def read_within(folder: Path, roots: Iterable[Path], *, context: int | None = None) -> CheckpointInfo:
     """As `read_folder`, unless the folder or a file in it resolves outside `roots`."""
     target = outside(folder, roots)
-    if target is None:
-        return read_folder(folder, context=context)
+    return read_folder(folder, context=context) if target is None else refused(folder, target)
+
+
+def refused(folder: Path, target: Path) -> CheckpointInfo:
+    """The entry of a folder that leads to a path that may not be read."""
     problem = f"{target} is outside OMNI_R1_HOME and OMNI_R1_ALLOWED_ROOTS"
     return CheckpointInfo(folder.name, folder, "", 0, problem=problem, reason="path_not_allowed")
 
@@ -178,8 +189,7 @@ def _digest(parts: Parts) -> str:
 
 def _facts(folder: Path) -> Any:
     """The manifest's hashes, else names, sizes and times."""
-    files = Manifest.read(folder).files
-    if files:
+    if (folder / FILE).is_file() and (files := Manifest.read(folder).files):
         return files
     paths = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
     return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]

@@ -1,11 +1,12 @@
 """Registers checkpoints from a folder or hub id, and deletes unused ones.
 
-Nothing is copied or loaded: a registered folder stays where it is and is read completely before it gets a name.
-Knows no HTTP; errors are :class:`app.contract.problems.Problem`.
+Only adapters are copied; any other folder stays where it is. All are read completely before they get a name. Knows no
+HTTP; errors are :class:`app.contract.problems.Problem`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import re
@@ -20,6 +21,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 
 from app.checkpoints import table
+from app.checkpoints.adapters import copy_adapter, find_base
 from app.checkpoints.folder import CheckpointInfo, Record, Source, outside, read_folder
 from app.checkpoints.registry import CheckpointRegistry
 from app.checkpoints.view import as_json
@@ -29,6 +31,7 @@ from app.contract.schemas import CHECKPOINT_NAME, CheckpointCreate
 from app.storage.database import Database, now
 from app.storage.home import Home
 from app.storage.idempotency import Claim
+from model.checkpoint.parts import is_adapter
 from model.checkpoint.shards import HUB_ID, CheckpointError
 
 log = logging.getLogger("omni_r1.checkpoints")
@@ -53,6 +56,7 @@ class Registration:
         self._registry = registry
         self._home = home
         self._fetch = fetch
+        self._one_adapter = asyncio.Lock()  # is copied at a time
 
     async def register(self, body: CheckpointCreate, claim: Claim) -> dict[str, Any]:
         """Register a checkpoint and return its API representation.
@@ -61,14 +65,44 @@ class Registration:
             Problem: ``path_not_allowed``, ``checkpoint_invalid``, ``checkpoint_exists``, ``hub_unavailable`` or
                 ``not_ready``.
         """
+        source: Source = "local"
         if await pools.intake.run(self._is_on_hub, body.source):
-            info = await pools.files.run(self._fetched, await self._fetch_from_hub(body.source), body.name)
+            folder, source = await self._fetch_from_hub(body.source), "hub"
         else:
-            info = await pools.files.run(self._local, body)
-        await self._registry.pool.check(info, path=SOURCE)
-        shown = await pools.writes.run(self._store, info, claim, undo=lambda _: self._forget(info.name, claim))
-        log.info("checkpoint %s was registered from %s", info.name, body.source)
+            folder = await pools.files.run(self._local, body.source)
+        if await pools.files.run(is_adapter, folder):
+            shown = await self._register_adapter(folder, body.name, claim)
+        else:
+            info = _named(await pools.files.run(read_folder, folder), body.name, source)
+            await pools.files.run(self._require_new, info)
+            shown = await self._check_and_store(info, claim)
+        log.info("checkpoint %s was registered from %s", shown["name"], body.source)
         return shown
+
+    async def _register_adapter(self, adapter: Path, name: str | None, claim: Claim) -> dict[str, Any]:
+        """Register a copy of an adapter, which vanishes again if anything fails."""
+        async with self._one_adapter:
+            try:
+                base = await find_base(adapter, self._registry, self._fetch)
+                copied = await pools.files.run(self._copied, adapter, base, name)
+            except CheckpointError as error:
+                raise _invalid(error.code, error.detail) from None
+            try:
+                return await self._check_and_store(copied, claim)
+            except BaseException:
+                await pools.files.run(self._remove_files, copied.folder)
+                raise
+
+    def _copied(self, adapter: Path, base: Path, name: str | None) -> CheckpointInfo:
+        if (target := self._registry.reader.outside(base)) is not None:
+            raise _not_allowed(target)
+        info = _named(read_folder(adapter, base=base), name, "home")
+        self._require_new(info)
+        return _named(read_folder(copy_adapter(adapter, base, info.name, self._home)), info.name, "home")
+
+    async def _check_and_store(self, info: CheckpointInfo, claim: Claim) -> dict[str, Any]:
+        await self._registry.pool.check(info, path=SOURCE)
+        return await pools.writes.run(self._store, info, claim, undo=lambda _: self._forget(info.name, claim))
 
     def _is_on_hub(self, source: str) -> bool:
         """Whether `source` is a hub id and no folder; also False for names that no file can have."""
@@ -80,26 +114,21 @@ class Registration:
         except CheckpointError as error:
             raise _invalid(error.code, error.detail) from None
 
-    def _fetched(self, folder: Path, name: str | None) -> CheckpointInfo:
-        return self._new(_named(read_folder(folder), name, "hub"))
-
-    def _local(self, body: CheckpointCreate) -> CheckpointInfo:
-        path = self._home.resolve(body.source)
+    def _local(self, source: str) -> Path:
+        path = self._home.resolve(source)
         target = outside(path, self._registry.roots)
         if target is not None:
-            detail = f"{target} is outside OMNI_R1_HOME and OMNI_R1_ALLOWED_ROOTS; move it, or allow its folder"
-            raise field_problem("path_not_allowed", SOURCE, detail)
+            raise _not_allowed(target)
         if not os.path.isdir(path):
             raise _invalid("not_found", "the folder does not exist")
-        return self._new(_named(read_folder(path), body.name, "local"))
+        return path
 
-    def _new(self, info: CheckpointInfo) -> CheckpointInfo:
-        """`info`, if it is usable and its name is free."""
+    def _require_new(self, info: CheckpointInfo) -> None:
+        """Refuse what is unusable or has the name of another checkpoint."""
         if info.problem is not None:
             raise _invalid(info.reason, info.problem)
         if self._registry.find(info.name) is not None:
             raise table.taken(info.name)
-        return info
 
     def shown(self, info: CheckpointInfo) -> dict[str, Any]:
         """The API's JSON of a checkpoint."""
@@ -129,7 +158,8 @@ class Registration:
         """Delete the checkpoint, including files that this installation created. `unload` first unloads an idle one.
 
         Raises:
-            Problem: ``checkpoint_not_found``; ``checkpoint_in_use`` when active, loaded or the base of a live job;
+            Problem: ``checkpoint_not_found``; ``checkpoint_in_use`` when active, loaded or the base of a live job
+                or of an adapter;
                 ``checkpoint_protected`` unless registered or created here.
         """
         info = await pools.files.run(self._registry.find, name)
@@ -149,6 +179,9 @@ class Registration:
         log.info("checkpoint %s was deleted", name)
 
     def _remove(self, info: CheckpointInfo) -> None:
+        if (adapter := self._registry.adapter_of(info)) is not None:
+            raise Problem("checkpoint_in_use", f"{adapter} is an adapter of {info.name}; delete it first")
+
         def remove(connection: Connection) -> None:
             job = table.live_job_on(connection, info.name)
             if job is not None:
@@ -174,6 +207,11 @@ def _named(info: CheckpointInfo, wanted: str | None, source: Source) -> Checkpoi
     if not re.fullmatch(CHECKPOINT_NAME, name):
         name = info.folder.name
     return replace(info, name=name, source=source)
+
+
+def _not_allowed(target: Path) -> Problem:
+    detail = f"{target} is outside OMNI_R1_HOME and OMNI_R1_ALLOWED_ROOTS; move it, or allow its folder"
+    return field_problem("path_not_allowed", SOURCE, detail)
 
 
 def _invalid(reason: str | None, detail: str) -> Problem:

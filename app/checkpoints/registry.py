@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ import sqlalchemy as sa
 
 from app.checkpoints import table
 from app.checkpoints.arrivals import Arrivals
-from app.checkpoints.folder import CheckpointInfo, Record, Source, changed, hub_root, in_store, read_folder, read_within
+from app.checkpoints.folder import CheckpointInfo, Record, Source
 from app.checkpoints.pool import EnginePool, Lease
+from app.checkpoints.reader import FolderReader, Place
 from app.checkpoints.templates import Templates
 from app.common import pools
 from app.contract.problems import Problem, field_problem
@@ -40,16 +41,6 @@ ACTIVE = "active_checkpoint"
 
 class NoCheckpoint(RuntimeError):
     """No checkpoint can be served; the message is one line with a remedy."""
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A name and its folder."""
-
-    name: str
-    folder: Path
-    source: Source
-    record: Record | None = None
 
 
 class CheckpointRegistry:
@@ -84,8 +75,7 @@ class CheckpointRegistry:
         self._fetch = fetch
         self.mirror = mirror or Mirror()
         self.arrivals = Arrivals(self.mirror, self.find)
-        self._context = context
-        self._read_before: dict[Path, tuple[object, CheckpointInfo]] = {}
+        self.reader = FolderReader(self.roots, package_folder, context=context, mirror=self.mirror)
         self._hidden: set[tuple[str, Path]] = set()  # already logged
         self.template = Templates().of  # its prompt template; blocking
         self._versions: dict[str, tuple[str, int]] = {}  # name -> (digest, version) of this run
@@ -106,8 +96,7 @@ class CheckpointRegistry:
             elif first.folder != place.folder and (place.name, place.folder) not in self._hidden:
                 self._hidden.add((place.name, place.folder))
                 log.warning("checkpoint %s in %s is shadowed by the one in %s", place.name, place.folder, first.folder)
-        before = self._read_before
-        self._read_before = {i.folder: before[i.folder] for i in found.values() if i.folder in before}
+        self.reader.keep(found.values())
         return found
 
     def find(self, name: str) -> CheckpointInfo | None:
@@ -115,10 +104,10 @@ class CheckpointRegistry:
         place = next(self._places(name), None)
         return None if place is None else self._read(place)
 
-    def _places(self, only: str | None = None) -> Iterator[_Place]:
+    def _places(self, only: str | None = None) -> Iterator[Place]:
         """Folders by name, in order of precedence; `only` restricts them to one name."""
         if self._extra_folder is not None and only in (None, self._extra_name):
-            yield _Place(self._extra_name, self._extra_folder, "setting")
+            yield Place(self._extra_name, self._extra_folder, "setting")
         with self._db.read() as connection:
             records = {record.name: record for record in table.rows(connection, only)}
         sources: tuple[tuple[Source, Path], ...] = (("package", self._package_folder), ("home", self._home_folder))
@@ -127,25 +116,17 @@ class CheckpointRegistry:
                 if folder != self._extra_folder:
                     record = records.get(folder.name)
                     same = record is not None and (self._home / record.folder).resolve() == folder.resolve()
-                    yield _Place(folder.name, folder, source, record if same else None)
+                    yield Place(folder.name, folder, source, record if same else None)
         for record in records.values():
-            yield _Place(record.name, self._home / record.folder, record.source, record)
+            yield Place(record.name, self._home / record.folder, record.source, record)
 
-    def _read(self, place: _Place) -> CheckpointInfo:
-        folder, stamp = place.folder, changed(place.folder)
-        before = self._read_before.get(folder)
-        if before is None or before[0] != stamp:
-            before = self._read_before[folder] = (stamp, self._read_anew(place))
-        served = self.pool.served_context(place.name)
-        return replace(before[1], name=place.name, source=place.source, record=place.record, served_context=served)
+    def _read(self, place: Place) -> CheckpointInfo:
+        return replace(self.reader.read(place), served_context=self.pool.served_context(place.name))
 
-    def _read_anew(self, place: _Place) -> CheckpointInfo:
-        if place.record is not None and self.mirror.has_folder(place.folder):
-            return in_store(place.folder)
-        if place.source == "setting":
-            return read_folder(place.folder, context=self._context)
-        roots = (hub_root(place.folder),) if place.source == "hub" else (*self.roots, self._package_folder)
-        return read_within(place.folder, roots, context=self._context)
+    def adapter_of(self, base: CheckpointInfo) -> str | None:
+        """The name of an adapter of this checkpoint; blocking."""
+        folder = base.folder.resolve()
+        return next((i.name for i in self.scan().values() if folder in (o.resolve() for o in i.others)), None)
 
     def usable(self, name: str | None, *, path: str = "body.checkpoint") -> CheckpointInfo:
         """The requested checkpoint (None: the active one); blocking; raises :class:`Problem` for the field `path`."""
@@ -385,6 +366,7 @@ class CheckpointRegistry:
         else:
             require_plain_files(folder)
             self._extra_name, self._extra_folder = Manifest.read(folder).name, folder
+            self.reader.setting = folder
 
 
 def _folders(root: Path, only: str | None) -> Iterator[Path]:

@@ -50,7 +50,7 @@ def get_leaderboard(app: App, checkpoint: CheckpointName = None) -> dict[str, An
 async def register_checkpoint(
     request: Request, body: CheckpointCreate, app: App, idempotency_key: Key = None
 ) -> Response:
-    """The folder is validated completely and stays where it is."""
+    """The folder is validated completely and stays where it is; a LoRA adapter is copied into the home."""
     make = partial(app.registration.register, body)
     shown, headers = await create_once(request, app, idempotency_key, "/v1/checkpoints", make)
     return JSONResponse(shown, 201, headers)

@@ -19,7 +19,7 @@ from model.checkpoint.manifest import Manifest
 from tests.app.conftest import Server, is_problem
 from tests.model.spoil import LM, change_json, change_lm
 from tests.patience import PATIENCE_S
-from tests.tiny import make_drawing_checkpoint, make_tiny_checkpoint, tiny_config
+from tests.tiny import make_adapter, make_drawing_checkpoint, make_tiny_checkpoint, tiny_config
 
 pytestmark = pytest.mark.slow
 
@@ -94,10 +94,24 @@ async def references(server: Server, names: tuple[str, ...], seeds: range, token
 
 
 async def test_invariant_15_hot_swap_under_load_drops_no_trace(server: Server) -> None:
+    await swap_under_load(server, NAMES[0], NAMES[1])
+
+
+async def test_invariant_15_holds_for_an_adapter(server: Server, folders: Path) -> None:
+    """As a job with LoRA writes it, and registered: merged next to its running base."""
+    made = make_adapter(folders / "allowed" / "adapter", folders / "package" / NAMES[0], named=NAMES[0])
+    answer = await server.client.post("/v1/checkpoints", json={"source": str(made), "name": "tuned"})
+    assert answer.status_code == 201, answer.text
+    assert (answer.json()["base"], answer.json()["lineage"]["stage"]) == (NAMES[0], "adapter")
+    await swap_under_load(server, NAMES[0], "tuned")
+
+
+async def swap_under_load(server: Server, first: str, second: str) -> None:
+    """Activate the second checkpoint while traces run on the first; every trace is wholly one version's."""
     seeds, tokens = range(5), 160
-    alone = await references(server, NAMES[:2], seeds, tokens)
-    assert all(alone[NAMES[0], seed] != alone[NAMES[1], seed] for seed in seeds)
-    versions = {name: await activate(server, name) for name in (NAMES[1], NAMES[0])}
+    alone = await references(server, (first, second), seeds, tokens)
+    assert all(alone[first, seed] != alone[second, seed] for seed in seeds)
+    versions = {name: await activate(server, name) for name in (second, first)}
 
     swapped = False
     requested: list[tuple[str, int]] = []
@@ -110,7 +124,7 @@ async def test_invariant_15_hot_swap_under_load_drops_no_trace(server: Server) -
     before = [(await ask(server, seed, tokens=tokens), seed) for seed in seeds]
     load = [asyncio.create_task(keep_asking(seed)) for seed in seeds]
     await server.until(before[0][0], "step.started")
-    await activate(server, NAMES[1])
+    await activate(server, second)
     swapped = True
     after = [(await ask(server, seed, tokens=tokens), seed) for seed in seeds]
     await asyncio.gather(*load)
@@ -122,8 +136,8 @@ async def test_invariant_15_hot_swap_under_load_drops_no_trace(server: Server) -
         name = trace["checkpoint"]
         assert trace["status"] == "completed", trace
         assert trace["weight_version"] == versions[name]
-        assert name == NAMES[0] or (trace_id, seed) not in before
-        assert name == NAMES[1] or (trace_id, seed) not in after
+        assert name == first or (trace_id, seed) not in before
+        assert name == second or (trace_id, seed) not in after
         if reported(trace) != alone[name, seed]:
             different.add((name, seed))
         assert [event.id for event in events] == list(range(1, len(events) + 1))
