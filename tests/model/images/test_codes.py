@@ -262,7 +262,7 @@ def test_decoding_is_independent_of_the_batch(in_bf16: bool, monkeypatch: pytest
     """Decoded by the embedded checkpoint with and without bf16; the statistics are exactly equal."""
     if in_bf16 and not cpu_has_bf16():
         pytest.skip("this CPU has no bf16 in hardware")
-    monkeypatch.setattr("model.nets.vq.cpu_has_bf16", lambda: in_bf16)
+    monkeypatch.setattr("model.nets.vq.has_bf16", lambda _device: in_bf16)
     model = Model.load(
         "nano", str(SHIPPED / "nano-omni-r1"), 1, device=torch.device("cpu"), settings=Configure("cpu", 2, None)
     )
@@ -283,7 +283,7 @@ def test_bf16_decodes_like_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     codes = torch.randint(0, 512, (4, 64), generator=torch.Generator().manual_seed(1))
     pixels = []
     for in_bf16 in (True, False):
-        monkeypatch.setattr("model.nets.vq.cpu_has_bf16", lambda in_bf16=in_bf16: in_bf16)
+        monkeypatch.setattr("model.nets.vq.has_bf16", lambda _device, in_bf16=in_bf16: in_bf16)
         pixels.append(vq.decode(codes))
     assert (pixels[0] - pixels[1]).abs().mean() < 1 / 127.5  # one of 256 levels
     assert not torch.equal(*pixels)
