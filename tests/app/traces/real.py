@@ -20,6 +20,7 @@ from app.storage import tables
 from model.checkpoint.checkpoint import load_checkpoint
 from model.checkpoint.shards import SHIPPED
 from model.engine.engine import Engine
+from model.engine.phases import Legal
 from model.worker.inprocess import InProcess
 from tests.app.conftest import Server, Sse, parse_sse
 from tests.app.stream_events import check_event
@@ -39,6 +40,7 @@ class Gate:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.left: int | None = None  # None: any number
         self.most_running = 0
+        self._ends_at_code = False
         self._moved = threading.Condition()
         step = Engine.step
 
@@ -51,6 +53,8 @@ class Gate:
                     self.left -= 1
             outputs = step(engine)
             self.most_running = max(self.most_running, sum(output.ends_pass for output in outputs))
+            if self._ends_at_code and any(output.legal is Legal.CODE for output in outputs):
+                self.open(0)
             return outputs
 
         monkeypatch.setattr(Engine, "step", gated)
@@ -62,6 +66,16 @@ class Gate:
         try:
             yield
         finally:
+            self.open(None)
+
+    @contextlib.contextmanager
+    def in_an_image(self) -> Iterator[None]:
+        """Hold the engines once one has drawn a code, until the end of the block."""
+        self._ends_at_code = True
+        try:
+            yield
+        finally:
+            self._ends_at_code = False
             self.open(None)
 
     def open(self, steps: int | None) -> None:

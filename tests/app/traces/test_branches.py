@@ -153,7 +153,7 @@ def test_sixty_four_branches_of_one_trace(studio: Studio) -> None:
 
 
 def test_running_or_waiting_parent_is_409_and_its_end_is_awaited(studio: Studio) -> None:
-    with studio.gate.after(30):
+    with studio.gate.after(12):
         parent = studio.ask(3)
         studio.until(parent["id"], "trace.started")
         is_problem(studio.refused(parent["id"], after_step=0), 409, "trace_live")

@@ -32,7 +32,7 @@ def held_group(studio: Studio, n: int) -> Iterator[Group]:
     with studio.gate.after(0):
         group = group_of(studio, n)
         studio.reached(*group["trace_ids"])
-        studio.gate.open(40)
+        studio.gate.open(12)
         studio.until(group["trace_ids"][0], "text.delta")
         yield group
 

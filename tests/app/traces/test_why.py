@@ -194,7 +194,7 @@ def test_idempotency_key_returns_the_same_interventions(studio: Studio) -> None:
 
 
 def test_running_and_answerless_traces_are_409(studio: Studio) -> None:
-    with studio.gate.after(60):
+    with studio.gate.after(12):
         trace = studio.ask(3)
         studio.until(trace["id"], "step.started")
         is_problem(studio.post(f"/v1/traces/{trace['id']}/interventions", {}), 409, "trace_live")

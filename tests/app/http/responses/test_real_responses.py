@@ -75,7 +75,7 @@ def test_stream_accumulates_and_replays(studio: Studio, openai: OpenAI) -> None:
 def test_connection_cut_in_an_image_resumes(studio: Studio, openai: OpenAI) -> None:
     _, question = question_of(studio, 3)
     seen: list[Any] = []
-    with studio.gate.after(30):
+    with studio.gate.in_an_image():
         stream = openai.responses.create(model=MODEL, input=question, stream=True, background=True)
         for event in stream:
             seen.append(event)
@@ -115,7 +115,7 @@ def test_token_limit_ends_it_incomplete(studio: Studio, openai: OpenAI) -> None:
 
 def test_cancel_in_the_middle_of_an_image(studio: Studio, openai: OpenAI) -> None:
     _, question = question_of(studio, 6)
-    with studio.gate.after(30):
+    with studio.gate.in_an_image():
         response = openai.responses.create(model=MODEL, input=question, background=True)
         studio.until(trace_id(response), "image.started")
         cancelled = openai.responses.cancel(response.id)
