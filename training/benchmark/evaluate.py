@@ -208,7 +208,7 @@ def summarize(predictions: Sequence[Prediction]) -> dict[str, Any]:
     """Shares with intervals: overall, per slice and per family. The mean weights slices by their number of tasks.
 
     Of the traces with drawings, `all_drawings_right` is the share in which each is right, `read_right` the accuracy of
-    these and `right_despite` that of the others; None where there are none.
+    these and `right_with_wrong_drawings` that of the others; None where there are none.
     """
     groups: dict[str, list[Prediction]] = defaultdict(list)
     for p in predictions:
@@ -222,7 +222,7 @@ def _shares(predictions: Sequence[Prediction]) -> dict[str, Any]:
     drawings = sum(p.drawings_total for p in predictions)
     low, high = wilson(right, total)
     images = sum(p.pictures for p in predictions)
-    drawn = [p for p in predictions if p.drawings_total]
+    drawn = [p for p in predictions if p.drawings_total] if images else []
     faultless = [p.drawings_right == p.drawings_total for p in drawn]
     return {
         "tasks": total,
@@ -235,7 +235,7 @@ def _shares(predictions: Sequence[Prediction]) -> dict[str, Any]:
         "tokens": round(sum(p.tokens for p in predictions) / max(total, 1), 1),
         "all_drawings_right": _share_of(faultless),
         "read_right": _share_of([p.right for p, good in zip(drawn, faultless, strict=True) if good]),
-        "right_despite": _share_of([p.right for p, good in zip(drawn, faultless, strict=True) if not good]),
+        "right_with_wrong_drawings": _share_of([p.right for p, good in zip(drawn, faultless, strict=True) if not good]),
     }
 
 
@@ -262,7 +262,7 @@ def error_modes(summary: dict[str, Any]) -> str:
     """Where answers go wrong, in drawing or in reading the drawings, as a Markdown table."""
     lines = ["| tasks | all drawings right | of these answered right | of the others |", "|---|---|---|---|"]
     for name, row in summary.items():
-        shares = [row[key] for key in ("all_drawings_right", "read_right", "right_despite")]
+        shares = [row[key] for key in ("all_drawings_right", "read_right", "right_with_wrong_drawings")]
         lines.append(f"| {name} | {' | '.join('-' if share is None else f'{share:.3f}' for share in shares)} |")
     return "\n".join(lines)
 

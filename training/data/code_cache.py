@@ -59,7 +59,9 @@ class CodeCache:
             asked = keys[start : start + ASKED_AT_ONCE]
             marks = ",".join("?" * len(asked))
             for key, data in db.execute(f"SELECT key, codes FROM codes WHERE key IN ({marks})", asked):
-                codes = np.frombuffer(data, "<i4") if len(data) == 4 * self._count else np.full(1, -1, "<i4")
+                if not isinstance(data, bytes) or len(data) != 4 * self._count:
+                    continue
+                codes = np.frombuffer(data, "<i4")
                 if codes.min() >= 0 and codes.max() < self._limit:
                     found[bytes(key)] = codes.astype(np.int32)
         return found

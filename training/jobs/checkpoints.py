@@ -79,7 +79,7 @@ def load_base(
     return base
 
 
-def with_room(ctx: JobContext, base: LoadedCheckpoint, wanted: int, given: int | None) -> LoadedCheckpoint:
+def with_context_for(ctx: JobContext, base: LoadedCheckpoint, wanted: int, given: int | None) -> LoadedCheckpoint:
     """The base with a context of ``wanted`` tokens, at most `LONGEST_CONTEXT`, unless its own is longer or ``given``.
 
     Logs a warning if sequences of ``wanted`` tokens do not fit.

@@ -23,9 +23,11 @@ MAX_SLOTS = 256
 CACHE_SHARE = 0.4  # of the device's free memory, for the KV cache of rollouts
 
 
-def figures_of(hyper: PeSFTHyperparameters | PeRPOHyperparameters, tokens: int = 1) -> JobFigures:
-    """What these settings take with so many tokens at once, which are PeRPO's longest prompt and completion."""
-    figures = JobFigures(tokens=tokens, context=tokens, recompute=hyper.recompute)
+def figures_of(
+    hyper: PeSFTHyperparameters | PeRPOHyperparameters, tokens: int = 1, context: int | None = None
+) -> JobFigures:
+    """What these settings take with so many tokens at once; PeRPO's longest prompt and completion are ``context``."""
+    figures = JobFigures(tokens=tokens, context=context or tokens, recompute=hyper.recompute)
     if hyper.lora is not None:
         figures = replace(figures, rank=hyper.lora.rank, targets=tuple(hyper.lora.targets))
     if isinstance(hyper, PeSFTHyperparameters):
@@ -36,14 +38,19 @@ def figures_of(hyper: PeSFTHyperparameters | PeRPOHyperparameters, tokens: int =
     return replace(figures, engines=engines, reference=hyper.kl_coef > 0, average=average)
 
 
-def require_memory(ctx: JobContext, hyper: PeSFTHyperparameters | PeRPOHyperparameters, tokens: int = 1) -> None:
-    """Compare what the job needs with so many tokens at once with the memory of its device.
+def require_memory(
+    ctx: JobContext,
+    hyper: PeSFTHyperparameters | PeRPOHyperparameters,
+    tokens: int = 1,
+    context: int | None = None,
+) -> None:
+    """Compare what the job needs with so many tokens at once with the memory of its device; see :func:`figures_of`.
 
     Raises:
         JobError: ``insufficient_memory`` with the figures.
     """
     method: Literal["pesft", "perpo"] = "pesft" if isinstance(hyper, PeSFTHyperparameters) else "perpo"
-    figures = figures_of(hyper, tokens)
+    figures = figures_of(hyper, tokens, context)
     device = torch.device(ctx.device)
     try:
         folder = weights_of(ctx.base_folder)

@@ -45,6 +45,11 @@ class MicroBatch:
         return len(self.ids)
 
 
+def largest_part(longest: int, trajectories: int) -> int:
+    """Tokens that `micro_batches` puts together at most, of so many trajectories with at most ``longest`` each."""
+    return max(longest, min(MICRO_BATCH_TOKENS, longest * trajectories))
+
+
 def micro_batches(
     groups: Sequence[RolloutGroup], *, max_tokens: int = MICRO_BATCH_TOKENS, device: str | torch.device = "cpu"
 ) -> list[MicroBatch]:

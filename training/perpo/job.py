@@ -39,13 +39,14 @@ from training.jobs.checkpoints import (
     save_step,
     save_training_checkpoint,
     stage_checkpoints,
-    with_room,
+    with_context_for,
 )
 from training.jobs.context import JobContext, JobError, JobStopped
 from training.jobs.loop import RunFolder, SettingsChanged, load_optimizer
 from training.jobs.lora import adapter_writer, base_dtype, begin
 from training.jobs.memory import require_memory
 from training.jobs.precision import job_precision
+from training.perpo.batch import largest_part
 from training.perpo.collect import Collector, StepBatch
 from training.perpo.ema import MovingAverage
 from training.perpo.failure_signs import FailureSigns
@@ -97,15 +98,19 @@ class _Run:
         hp = spec.hyperparameters
         precision = job_precision(ctx, hp.precision, ctx.run_folder(self.stage))
         self.hp = hp = hp.model_copy(update={"precision": precision})
-        require_memory(ctx, hp, min(hp.max_new_tokens, hp.context or LONGEST_CONTEXT))
+        at_once = hp.rollouts_per_prompt * hp.mini_batch_prompts
+        least = min(hp.max_new_tokens, hp.context or LONGEST_CONTEXT)
+        require_memory(ctx, hp, largest_part(least, at_once), least)
         base = load_base(ctx, dtype=base_dtype(hp.lora, precision), context=hp.context)
         assert base.vq is not None
         if hp.reward.gamma:
             _require_calibration(base.manifest.perception, spec.base_checkpoint)
         prompts = load_prompts(ctx, base)
+        held = [] if hp.validation is None else held_out(prompts, hp.validation.tasks)
         longest = prompts.longest + hp.max_new_tokens
-        self.base = base = with_room(ctx, base, longest, hp.context)
-        require_memory(ctx, hp, min(longest, base.config.transformer.context_len))
+        self.base = base = with_context_for(ctx, base, longest, hp.context)
+        longest = min(longest, base.config.transformer.context_len)
+        require_memory(ctx, hp, largest_part(longest, at_once), longest)
         assert base.vq is not None
         self.policy = base.transformer
         # With LoRA the frozen weights serve both.
@@ -114,7 +119,6 @@ class _Run:
         begin(self.policy, hp.lora, recompute=hp.recompute, seed=spec.seed)
         self.levels = prompts.difficulty
         scorer = Scorer(base.template, base.vq.codebook, base.manifest.perception, hp.reward)
-        held = [] if hp.validation is None else held_out(prompts, hp.validation.tasks)
         engine = stack.enter_context(rollout_engine(ctx, base, prompts, hp))
         screen(ctx, base, prompts, scorer, hp, engine)
         self.ema = MovingAverage(self.policy, hp.ema_decay) if hp.ema_decay else None

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Iterator
 
 from model.checkpoint.checkpoint import LoadedCheckpoint
+from model.config import LONGEST_CONTEXT
 from training.cluster.rollouts import remote_engines
 from training.data.rows import DataError
 from training.jobs.context import JobContext, JobError
@@ -39,7 +40,9 @@ def load_prompts(ctx: JobContext, base: LoadedCheckpoint) -> PromptSet:
         if isinstance(spec.data, TasksData):
             judged = bool(spec.hyperparameters.reward.functional)
             return FamilyPrompts(spec.data, spec.seed, base.template, base.vq, judged=judged)
-        found = FilePrompts(spec.data, base.template, base.vq, context_len=base.config.transformer.context_len)
+        own = base.config.transformer.context_len  # which grows to what the longest prompt asks for, unless it is given
+        context_len = own if spec.hyperparameters.context else max(own, LONGEST_CONTEXT)
+        found = FilePrompts(spec.data, base.template, base.vq, context_len=context_len)
     except (DataError, ValueError) as error:
         raise JobError("bad_data", str(error)) from error
     if found.intake.rejected:

@@ -121,7 +121,9 @@ class TaskPrompts(ABC):
             )
         tasks = [self._held_out(place, seed) for place, seed in enumerate(seeds)]
         chunks = [tasks[i : i + ENCODED_AT_ONCE] for i in range(0, count, ENCODED_AT_ONCE)]
-        return [prompt for chunk in chunks for prompt in self._prompts(range(len(chunk)), chunk)]
+        prompts = [prompt for chunk in chunks for prompt in self._prompts(range(len(chunk)), chunk)]
+        self.longest = max(self.longest, *(len(prompt.ids) for prompt in prompts))  # the engine answers them, too
+        return prompts
 
     def _longest_of(self, tasks: Sequence[Task]) -> int:
         """A bound on the length of a prompt: the longest of these plus a margin."""

@@ -37,7 +37,7 @@ from training.jobs.checkpoints import (
     save_training_checkpoint,
     stage_checkpoints,
     step_of,
-    with_room,
+    with_context_for,
 )
 from training.jobs.context import JobContext, JobError, JobStopped
 from training.jobs.loop import RunFolder, RunStopped, SettingsChanged
@@ -74,7 +74,7 @@ def run(ctx: JobContext) -> dict[str, Any]:
     base = load_base(
         ctx, template=hyper.template, must_draw=draws, dtype=base_dtype(hyper.lora, precision), context=hyper.context
     )
-    base = with_room(ctx, base, hyper.max_len or 0, hyper.context)
+    base = with_context_for(ctx, base, hyper.max_len or 0, hyper.context)
     data, account = _shared_data(ctx, base, folder)
     images = question_images(data, base.vocab.boi_id, base.manifest.images)
     base = replace(base, manifest=replace(base.manifest, images=images))
@@ -227,9 +227,9 @@ def sft_settings(spec: PeSFTSpec, data: TokenSet, label: str) -> SFTSpec:
 
 
 def longest_part(settings: SFTSpec, data: TokenSet, ranks: int) -> int:
-    """Tokens of the largest part of a batch that is computed at once, in the first epoch."""
+    """Tokens of the largest part of a batch that is computed at once."""
     plan, lengths = settings.make_plan(data), data.lengths
-    batches = (plan[step] for step in range(min(settings.steps, plan.steps_per_epoch)))
+    batches = (plan[step] for step in range(settings.steps))
     return max(int(lengths[part].sum()) for batch in batches for part in settings.parts(batch, lengths, ranks))
 
 

@@ -319,7 +319,16 @@ def _pattern(cells: operational.Cells, background: tuple[int, int, int]) -> View
 
 
 def moved(rng: Random) -> View:
-    """A tray, a walker or a pattern after a random move, with the state before it."""
+    """A tray, a walker or a pattern after a move, with the state before; that move and all possible ones change it."""
+    while True:
+        view = _moved(rng)
+        before = view.earlier
+        moves = tuple(move for move in view.moves if move[1].tobytes() != view.image.tobytes())
+        if before is not None and before.tobytes() != view.image.tobytes() and moves:
+            return replace(view, moves=moves)
+
+
+def _moved(rng: Random) -> View:
     kind, background = rng.choice(("tray", "tray", "tray", "tiles", "tiles", "pattern")), rng.choice(BACKGROUNDS)
     if kind == "tray":
         cells = operational.random_tray(rng, rng.randint(2, 6))

@@ -53,8 +53,9 @@ class Gate:
                     self.left -= 1
             outputs = step(engine)
             self.most_running = max(self.most_running, sum(output.ends_pass for output in outputs))
-            if self._ends_at_code and any(output.legal is Legal.CODE for output in outputs):
-                self.open(0)
+            with self._moved:
+                if self._ends_at_code and any(output.legal is Legal.CODE for output in outputs):
+                    self.left = 0
             return outputs
 
         monkeypatch.setattr(Engine, "step", gated)
@@ -75,7 +76,8 @@ class Gate:
         try:
             yield
         finally:
-            self._ends_at_code = False
+            with self._moved:
+                self._ends_at_code = False
             self.open(None)
 
     def open(self, steps: int | None) -> None:

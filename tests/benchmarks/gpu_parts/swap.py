@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from model.engine.engine import Engine
 from model.worker.models import Model
 
 
-def swap(folder: Path, device: str, running: Engine) -> dict[str, Any]:
+def swap(folder: Path, device: str, running: Engine, ask: Callable[[], None]) -> dict[str, Any]:
     """Seconds to check the folder and to load it, and the longest step of the running engine meanwhile.
 
-    `running` has requests, more than it can finish in that time, or none are left and the steps are empty.
+    `ask` gives it requests whenever it has none.
     """
     took: dict[str, float] = {}
     failed: list[Exception] = []
@@ -39,6 +40,8 @@ def swap(folder: Path, device: str, running: Engine) -> dict[str, Any]:
     worst, steps = 0.0, 0
     loader.start()
     while loader.is_alive():
+        if running.scheduler.is_idle:
+            ask()
         began = time.perf_counter()
         running.step()
         worst, steps = max(worst, time.perf_counter() - began), steps + 1

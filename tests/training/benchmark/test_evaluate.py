@@ -22,8 +22,8 @@ def test_summary_says_how_the_matrices_were_stored(tiny_checkpoint: Path, tmp_pa
     assert found == [asdict(prediction) for prediction in expected]
 
 
-def prediction(*, right: bool, drawings: tuple[int, int]) -> Prediction:
-    return Prediction("natural-1", "natural", "find", "a", "a", right, False, *drawings, drawings[1], 0, 9)
+def prediction(*, right: bool, drawings: tuple[int, int], pictures: int = 2) -> Prediction:
+    return Prediction("natural-1", "natural", "find", "a", "a", right, False, *drawings, pictures, 0, 9)
 
 
 def test_summary_tells_wrong_drawings_from_drawings_read_wrongly() -> None:
@@ -37,11 +37,11 @@ def test_summary_tells_wrong_drawings_from_drawings_read_wrongly() -> None:
     found = summarize(seen)["all"]
     assert found["all_drawings_right"] == pytest.approx(3 / 4), "of the traces with drawings"
     assert found["read_right"] == pytest.approx(2 / 3, abs=1e-4)
-    assert found["right_despite"] == 1.0
+    assert found["right_with_wrong_drawings"] == 1.0
     assert "| natural/find | 0.750 | 0.667 | 1.000 |" in error_modes(summarize(seen))
 
 
 def test_summary_without_drawings_has_no_error_modes() -> None:
-    found = summarize([prediction(right=True, drawings=(0, 0))])["all"]
-    assert found["all_drawings_right"] is found["read_right"] is found["right_despite"] is None
+    found = summarize([prediction(right=True, drawings=(0, 2), pictures=0)])["all"]
+    assert found["all_drawings_right"] is found["read_right"] is found["right_with_wrong_drawings"] is None
     assert "| - | - | - |" in error_modes({"all": found})

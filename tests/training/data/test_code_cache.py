@@ -77,7 +77,7 @@ def test_other_weights_share_nothing(vq: VQModel, encoded: list[int], tmp_path: 
             assert sum(encoded) == 2
 
 
-@pytest.mark.parametrize("damage", ["no database", "torn", "wrong rows", "a folder"])
+@pytest.mark.parametrize("damage", ["no database", "torn", "wrong rows", "wrong types", "a folder"])
 def test_a_damaged_file_costs_time_only(vq: VQModel, tmp_path: Path, damage: str) -> None:
     images = some_images(vq, 40)
     plain = coder(vq, tmp_path).encode(images)
@@ -90,6 +90,9 @@ def test_a_damaged_file_costs_time_only(vq: VQModel, tmp_path: Path, damage: str
         with sqlite3.connect(file) as db:
             db.execute("UPDATE codes SET codes = X'FFFF' WHERE rowid % 2")
             db.execute("UPDATE codes SET codes = ? WHERE rowid % 2 = 0", (b"\xff" * 4 * plain.shape[1],))
+    elif damage == "wrong types":
+        with sqlite3.connect(file) as db:
+            db.execute("UPDATE codes SET codes = CASE WHEN rowid % 2 THEN 5 ELSE 'x' END")
     else:
         file.unlink()
         file.mkdir()

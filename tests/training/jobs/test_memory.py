@@ -30,15 +30,17 @@ SPECS: dict[str, dict[str, Any]] = {
 }
 
 
+# Tokens at once and context that are certain before the data is read: completions of the default length, packed.
+CERTAIN = {"pesft": (1,), "perpo": (2_048, 330)}
 RUN = {"pesft": pesft.run, "perpo": perpo.run}
 
 
-def needed(folder: Path, spec: dict[str, Any], kind: str, tokens: int = 1) -> int:
-    """Bytes of a job with so many tokens at once."""
+def needed(folder: Path, spec: dict[str, Any], kind: str, tokens: int = 1, context: int | None = None) -> int:
+    """Bytes of a job with so many tokens at once, and rollouts in such a context."""
     hyper = parse_spec({"base_checkpoint": "tiny", **spec}).hyperparameters
     assert isinstance(hyper, PeSFTHyperparameters | PeRPOHyperparameters)
     config, entries = ModelConfig.read(folder), read_entries(folder)
-    return training_needs(config, entries, width=4, device="cpu", figures=figures_of(hyper, tokens))[kind]
+    return training_needs(config, entries, width=4, device="cpu", figures=figures_of(hyper, tokens, context))[kind]
 
 
 def with_hyper(method: str, **hyper: Any) -> dict[str, Any]:
@@ -49,8 +51,7 @@ def with_hyper(method: str, **hyper: Any) -> dict[str, Any]:
 def test_job_without_room_is_refused_before_loading(
     tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    tokens = 1 if method == "pesft" else 330  # a completion of the default length is sure to come
-    memory = needed(tiny_checkpoint, with_hyper(method, lora=LORA), f"lora_{method}", tokens)
+    memory = needed(tiny_checkpoint, with_hyper(method, lora=LORA), f"lora_{method}", *CERTAIN[method])
     monkeypatch.setattr(training.jobs.memory, "total_bytes", lambda _device: memory)
 
     def load(*_: Any, **__: Any) -> None:
@@ -74,8 +75,7 @@ def test_job_that_would_die_in_its_first_step_is_refused_before_it(
 ) -> None:
     """The lengths of the data are known once it is read."""
     asked: list[object] = []
-    known = 1 if method == "pesft" else 330
-    memory = needed(tiny_checkpoint, SPECS[method], f"full_{method}", known)
+    memory = needed(tiny_checkpoint, SPECS[method], f"full_{method}", *CERTAIN[method])
 
     def total(device: object) -> int:
         asked.append(device)

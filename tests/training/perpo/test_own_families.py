@@ -22,6 +22,7 @@ from training.perpo import job as perpo
 from training.perpo.credit import set_credit, token_advantages
 from training.perpo.family_prompts import FamilyPrompts
 from training.perpo.functional import judged
+from training.perpo.prompts import VALIDATION_SEEDS
 from training.perpo.rollout import Prompt, Rollout, RolloutGroup
 from training.scoring.rewards import RewardBreakdown, Scores, reward_metrics
 from training.spec.hyperparameters import PeRPOHyperparameters, RewardHyperparameters
@@ -76,6 +77,14 @@ class Mixed(Dots):
         return task if seed % 2 else replace(task, steps=())
 
 
+class Verbose(Lucky):
+    """Asks at greater length in the validation."""
+
+    def make(self, seed: int) -> OwnTask:
+        task = super().make(seed)
+        return replace(task, question=task.question + " Look closely." * 30) if seed in VALIDATION_SEEDS else task
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_drawing_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny")
@@ -89,7 +98,7 @@ def nano() -> LoadedCheckpoint:
 @pytest.fixture(autouse=True)
 def families(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package with all of these."""
-    known = (Dots, Lucky, Failing, Talking, Bare, Mixed)
+    known = (Dots, Lucky, Failing, Talking, Bare, Mixed, Verbose)
     tasks = {family.__name__.lower(): f"{family.__module__}:{family.__name__}" for family in known}
     monkeypatch.syspath_prepend(str(write_package(tmp_path, tasks=tasks)))
 
@@ -217,6 +226,12 @@ def test_few_failures_of_a_checker_leave_their_responses_out(base: Path, tmp_pat
     warnings = [row["detail"] for row in events_of(ctx, "warning") if row["code"] == "scoring_errors"]
     assert ["validation" in text for text in warnings] == [True, False, True]
     assert all("the checker of the task family failing fails at seed" in text for text in warnings)
+
+
+def test_validation_may_ask_at_greater_length(base: Path, tmp_path: Path) -> None:
+    ctx = context(base, tmp_path / "job", "verbose", validation={"every": 1, "tasks": 4})
+    perpo.run(ctx)
+    assert sum("val/accuracy" in row["values"] for row in events_of(ctx, "metrics")) == 2
 
 
 @pytest.mark.parametrize(
