@@ -121,7 +121,7 @@ def base_folder(adapter: Path) -> Path:
         raise CheckpointError(
             "unsupported",
             f"{adapter} is a LoRA adapter of {named_base(adapter) or 'a base that it does not name'}, without the "
-            "weights of that base: `omni-r1 convert ADAPTER OUT --base BASE` merges the two",
+            "weights of that base: `omni-r1 convert --adapter ADAPTER --base BASE OUT` merges the two",
         )
     return found
 

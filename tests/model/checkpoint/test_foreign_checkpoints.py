@@ -64,7 +64,7 @@ def test_adapter_without_its_base_is_named(folder: Path) -> None:
     (folder / "config.json").unlink()
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "ModalityDance/Omni-R1"}))
     assert_rejected(folder, "unsupported", "is a LoRA adapter of ModalityDance/Omni-R1")
-    assert "omni-r1 convert ADAPTER OUT --base BASE" in (read_folder(folder).problem or "")
+    assert "omni-r1 convert --adapter ADAPTER --base BASE OUT" in (read_folder(folder).problem or "")
     assert find_local(str(folder)) == folder.resolve()  # its reader says what is missing
 
 
